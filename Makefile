@@ -1,0 +1,76 @@
+# mpistream: set-up, demo, tests. `make help` lists the targets.
+
+# Debian's Python; on a cluster: make setup SYSTEM_PACKAGES=no PYTHON=python3 MPICC=cc HDF5_PKGCONFIG=
+PYTHON ?= /usr/bin/python3
+MPICC ?= mpicc.openmpi
+HDF5_PKGCONFIG ?= hdf5-openmpi
+SYSTEM_PACKAGES ?= yes
+
+PACKAGES := build-essential pkg-config python3 python3-venv python3-dev \
+            openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+KERNELS := $(wildcard ext/*.pyx ext/*.pxd ext/*.h)
+
+.PHONY: help setup demo test lint format clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/built ## system packages, the virtual environment .venv, the compiled extension
+
+demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KEEP=1 keeps the sector files)
+	$(BIN)/mpistream demo $(if $(KEEP),--keep)
+
+test: setup lint ## every test, with real MPI, ZeroMQ, etcd and parallel HDF5
+	$(BIN)/python -m pytest tests
+
+lint: setup ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrites the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## removes what was built and the virtual environment
+	rm -rf $(VENV) build *.egg-info mpistream/_ext/*.so demo-output
+
+# Each stamp below is newer than all it was made from; a second run does nothing.
+
+$(VENV)/system: Makefile
+	@mkdir -p $(VENV)
+	@if [ "$(SYSTEM_PACKAGES)" = yes ]; then \
+	    missing=$$(for package in $(PACKAGES); do \
+	        dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	    if [ -n "$$missing" ]; then \
+	        echo "installing Debian packages:" $$missing; \
+	        $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq \
+	            --no-install-recommends $$missing >$(VENV)/apt.log 2>&1 || { tail -n 20 $(VENV)/apt.log; exit 1; }; \
+	    fi; \
+	fi
+	@touch $@
+
+# h5py is compiled against the parallel HDF5. Without build isolation it uses the mpi4py installed here;
+# with it pip would compile mpi4py again for minutes. -O1 suffices: HDF5 does the work.
+$(VENV)/python: $(VENV)/system pyproject.toml
+	@echo "making the virtual environment $(VENV) (about two minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install "setuptools>=77.0.1,<81" wheel "Cython>=3,<4" pkgconfig packaging "numpy>=2,<3" "mpi4py>=4.1,<5"
+	@if ! $(BIN)/python -c 'import h5py, sys; sys.exit(not h5py.get_config().mpi)' 2>/dev/null; then \
+	    echo "compiling h5py against parallel HDF5"; \
+	    printf '[build_ext]\nparallel=2\n' > $(VENV)/dist.cfg; \
+	    CC=$(MPICC) HDF5_MPI=ON $(if $(HDF5_PKGCONFIG),HDF5_PKGCONFIG_NAME=$(HDF5_PKGCONFIG)) CFLAGS="-O1 -g0" \
+	    DIST_EXTRA_CONFIG=$(CURDIR)/$(VENV)/dist.cfg \
+	    $(PIP) install --no-build-isolation --no-binary h5py --no-cache-dir "h5py>=3.16,<3.17"; \
+	fi
+	@touch $@
+
+$(VENV)/built: $(VENV)/python setup.py $(KERNELS)
+	@echo "building the extension"
+	@$(PIP) install --no-build-isolation --editable ".[test]"
+	@touch $@

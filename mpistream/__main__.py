@@ -1,0 +1,5 @@
+"""``python -m mpistream`` is the ``mpistream`` command."""
+
+from mpistream.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The compiled loops; their sources stand in ``ext/``."""

@@ -1,0 +1,69 @@
+"""The ``mpistream`` command: one subcommand per process, and those with which people work."""
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from mpistream import __version__
+from mpistream.model.errors import MpistreamError
+
+
+class _Group(click.Group):
+    """Loads a subcommand's module only when it is called, and turns errors into messages with a remedy."""
+
+    def __init__(self, *args: Any, lazy: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(import_module(self._lazy[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    lazy={
+        "demo": "mpistream.cli.demo",
+        "testbed": "mpistream.cli.testbed",
+        "simulate": "mpistream.cli.data",
+        "info": "mpistream.cli.data",
+        "show": "mpistream.cli.data",
+        "export": "mpistream.cli.data",
+        "produce": "mpistream.cli.processes",
+        "aggregate": "mpistream.cli.processes",
+        "consume": "mpistream.cli.processes",
+        "doctor": "mpistream.cli.doctor",
+    },
+)
+@click.version_option(__version__)
+def mpistream() -> None:
+    """Streams 4D Camera frames into an MPI job that counts electrons and leaves a sparse 4D-STEM dataset.
+
+    Try `mpistream testbed run --source sim:32x32 --output scan.h5` first: it does everything on this machine.
+    """
+
+
+def main() -> None:
+    """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        mpistream(standalone_mode=False)
+    except MpistreamError as error:
+        print(f"mpistream: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("mpistream: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,77 @@
+"""Making, reading and converting data."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpistream.model.errors import ConfigError
+
+
+@click.command()
+@click.option("--scan", required=True, metavar="ROWSxCOLS", help="Probe positions, for instance 64x65.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files.")
+@click.option("--overwrite", is_flag=True, help="Replace sector files that are there.")
+@click.option("--seed", type=int, help="The same seed gives the same data.  [default: 1]")
+@click.option("--electrons", type=float, help="Mean number of electrons per frame.  [default: 2400]")
+@click.option("--frames-per-position", type=int, help="Successive frames at one probe position.  [default: 1]")
+@click.option("--flyback/--no-flyback", default=None, help="The last scan column is taken while the beam moves back.")
+@click.option("--first-frame", type=int, help="Number of the first frame.  [default: 0]")
+@click.option("--scan-number", type=int, help="The camera's number of the scan.  [default: 1]")
+@click.option("--version", type=click.Choice(["4", "5"]), help="Raw format: sectors of 576 x 144 or 144 x 576.")
+@click.option("--loss", type=float, help="Fraction of sectors that are lost.  [default: 0]")
+@click.option("--duplicates", type=float, help="Fraction of sectors that occur twice.  [default: 0]")
+@click.option("--reorder", help="How far records may be out of order, in records, or `all`.  [default: 0]")
+@click.option("--files-per-sector", type=int, help="Files over which a sector is spread.  [default: 1]")
+@click.option("--xrays", type=float, help="Mean number of x-ray hits per frame.  [default: 0.05]")
+@click.option("--dead-pixels", type=int, help="Pixels that always read 0.  [default: 20]")
+@click.option("--hot-pixels", type=int, help="Pixels that always read high.  [default: 10]")
+def simulate(scan: str, output: Path, overwrite: bool, **options: Any) -> None:
+    """Simulate a scan: sector files as the 4D Camera writes them, and ground_truth.h5 with every true electron."""
+    from mpistream.acquisition.simulated_files import simulate_to_files
+    from mpistream.acquisition.simulation_options import SimulationOptions
+    from mpistream.cli.report import SimulationProgress
+
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    parsed = SimulationOptions.parse(scan, given)
+    with SimulationProgress(parsed.frames) as progress:
+        paths = simulate_to_files(parsed, output, progress.update, overwrite=overwrite)
+    size = sum(path.stat().st_size for path in paths)
+    click.echo(f"{parsed.frames} frames in {len(paths)} sector files, {size / 1e9:.3f} GB, in {output}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def info(file: Path) -> None:
+    """Say what a dataset holds, how it was counted and where it comes from."""
+    from mpistream.storage.reader import open_dataset
+
+    with open_dataset(file) as dataset:
+        click.echo(dataset.describe())
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.png", help="[default: beside the dataset]")
+def show(file: Path, output: Path | None) -> None:
+    """Draw the virtual bright field, annular dark field and summed diffraction pattern of a dataset."""
+    from mpistream.storage.picture import save_overview
+
+    picture = output or file.with_suffix(".png")
+    save_overview(file, picture)
+    click.echo(str(picture))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, type=click.Choice(["stempy"]), help="The format to write.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def export(file: Path, target: str, out: Path, overwrite: bool) -> None:
+    """Write a dataset in another program's format: mpistream export scan.h5 --to stempy scan_stempy.h5"""
+    from mpistream.storage.export import export_stempy
+
+    if target != "stempy":
+        raise ConfigError(f"no export to {target}")
+    export_stempy(file, out, overwrite)
+    click.echo(str(out))

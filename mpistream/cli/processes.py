@@ -1,0 +1,75 @@
+"""The processes themselves: one per terminal or host."""
+
+from pathlib import Path
+
+import click
+
+from mpistream.cli.options import config_option, load_config
+from mpistream.model.geometry import SECTORS
+
+host_option = click.option("--host", help="Address that the sockets bind, instead of [network] host.")
+etcd_option = click.option("--etcd", multiple=True, metavar="HOST:PORT", help="etcd's address, instead of the file's.")
+
+
+@click.command()
+@config_option
+@etcd_option
+@click.option(
+    "--sector", required=True, type=click.IntRange(0, SECTORS - 1), help="The sector that this producer sends."
+)
+def produce(config: Path | None, etcd: tuple[str, ...], sector: int) -> None:
+    """A producer: reads one sector of each scan that is announced, and sends it. Run one for each of the 4 sectors."""
+    from mpistream.pipeline.producer import run_producer
+
+    run_producer(load_config(config, etcd__endpoints=list(etcd) or None), sector)
+
+
+@click.command()
+@config_option
+@etcd_option
+@host_option
+@click.option("--name", help="Tells several aggregators apart.")
+@click.option("--data-port", type=int, help="Port for blocks; 0 takes any free one.")
+@click.option("--answer-port", type=int, help="Port for acknowledgements; 0 takes any free one.")
+def aggregate(
+    config: Path | None,
+    etcd: tuple[str, ...],
+    host: str | None,
+    name: str | None,
+    data_port: int | None,
+    answer_port: int | None,
+) -> None:
+    """The aggregator: takes the producers' blocks and passes each on to the rank it belongs to."""
+    from mpistream.pipeline.aggregator import run_aggregator
+
+    run_aggregator(
+        load_config(
+            config,
+            etcd__endpoints=list(etcd) or None,
+            network__host=host,
+            aggregator__name=name,
+            aggregator__data_port=data_port,
+            aggregator__answer_port=answer_port,
+        )
+    )
+
+
+@click.command()
+@config_option
+@etcd_option
+@host_option
+@click.option("--ranks-per-group", type=int, help="Ranks in a group; 0: those of a node.")
+def consume(config: Path | None, etcd: tuple[str, ...], host: str | None, ranks_per_group: int | None) -> None:
+    """A rank of the MPI job: receives frames, counts electrons and writes datasets together with the other ranks.
+
+    Start all ranks at once: mpiexec -n 4 mpistream consume --config FILE, or with srun.
+    """
+    loaded = load_config(
+        config,
+        etcd__endpoints=list(etcd) or None,
+        network__host=host,
+        ranks__ranks_per_group=ranks_per_group,
+    )
+    from mpistream.pipeline.rank import run_rank
+
+    run_rank(loaded)

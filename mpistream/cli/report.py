@@ -1,0 +1,135 @@
+"""What a user sees of a scan: a progress bar while it runs, a summary when it is done."""
+
+import json
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mpistream.control.run_state import ScanState
+from mpistream.model.scan import ScanRecord, ScanSummary
+
+_STAGES = {
+    ScanState.ANNOUNCED: "preparing",
+    ScanState.STREAMING: "streaming",
+    ScanState.DRAINING: "counting",
+    ScanState.ASSEMBLING: "writing",
+}
+
+
+class ScanProgress:
+    """A progress bar with the rate and the time left, on stderr: stdout is for results."""
+
+    def __init__(self, record: ScanRecord) -> None:
+        frames = record.last_frame - record.first_frame + 1
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} frames  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("preparing", total=frames, rate="")
+
+    def update(self, state: ScanState, progress: dict[str, int]) -> None:
+        """``progress`` holds the running totals ``frames`` and ``raw_bytes``."""
+        self._progress.update(self._task, completed=progress.get("frames", 0), description=_STAGES.get(state, state))
+        seconds = self._progress.tasks[0].elapsed
+        if seconds and progress.get("raw_bytes"):
+            self._progress.update(self._task, rate=f"{progress['raw_bytes'] / seconds / 1e9:.2f} GB/s")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._progress.update(self._task, completed=self._progress.tasks[0].total, description="done")
+        self._progress.stop()
+
+
+class SimulationProgress:
+    """A progress bar while sector files are written."""
+
+    def __init__(self, frames: int) -> None:
+        self._progress = Progress(console=Console(stderr=True))
+        self._task = self._progress.add_task("simulating", total=frames)
+
+    def update(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def summary_numbers(summary: ScanSummary) -> dict[str, object]:
+    """The summary as one flat object."""
+    seconds = summary.seconds
+    return {
+        "dataset": summary.dataset,
+        "scan_shape": list(summary.scan_shape),
+        **summary.counters.model_dump(),
+        "seconds_streaming": seconds["streaming"],
+        "seconds_last_frame_to_dataset": seconds["last_frame_to_dataset"],
+        "background": summary.thresholds.background,
+        "xray": summary.thresholds.xray,
+        "thresholds_calibrated": summary.thresholds.calibrated,
+        "dataset_bytes": summary.file_bytes,
+        "gigabytes_per_second": _rates(summary),
+        "warnings": list(summary.warnings),
+    }
+
+
+def _rates(summary: ScanSummary) -> dict[str, float]:
+    """GB/s by stage. Reading and counting: per process while it does just that; the others: all together."""
+    raw, seconds = summary.counters.raw_bytes, summary.seconds
+    amounts = {
+        "reading": raw,
+        "streaming": raw,
+        "counting": raw,
+        "gather": summary.file_bytes,
+        "write": summary.file_bytes,
+    }
+    return {stage: round(amount / seconds[stage] / 1e9, 3) for stage, amount in amounts.items() if seconds[stage] > 0}
+
+
+def print_json(summary: ScanSummary) -> None:
+    print(json.dumps(summary_numbers(summary)), flush=True)
+
+
+def print_summary(summary: ScanSummary) -> None:
+    """A few lines for people."""
+    counters, thresholds, rates = summary.counters, summary.thresholds, _rates(summary)
+    origin = f"calibrated from {thresholds.sample_frames} frames" if thresholds.calibrated else "as given"
+    per_frame = counters.electrons / counters.frames if counters.frames else 0.0
+    ratio = counters.raw_bytes / summary.file_bytes
+    print(f"dataset      {summary.dataset}")
+    print(f"scan         {summary.scan_shape[0]} x {summary.scan_shape[1]} positions, {counters.frames} frames")
+    print(f"electrons    {counters.electrons} ({per_frame:.0f} per frame)")
+    print(f"thresholds   background {thresholds.background:.2f}, x-ray {thresholds.xray:.2f} ADU, {origin}")
+    print(
+        f"incomplete   {counters.frames_incomplete} frames, {counters.sectors_missing} sectors missing, "
+        f"{counters.sectors_duplicate} duplicate, {counters.sectors_rejected} rejected; {counters.frames_lost} frames lost"
+    )
+    print(
+        f"size         {counters.raw_bytes / 1e9:.3f} GB raw, {summary.file_bytes / 1e6:.1f} MB counted ({ratio:.0f}x)"
+    )
+    print(f"GB/s         {', '.join(f'{stage} {rate:.2f}' for stage, rate in rates.items())}")
+    print(
+        f"seconds      streaming {summary.seconds['streaming']:.2f}, "
+        f"last frame to dataset {summary.seconds['last_frame_to_dataset']:.2f}"
+    )
+    for warning in summary.warnings:
+        print(f"warning      {warning}")

@@ -1,0 +1,275 @@
+"""etcd: plain reads and writes, leased registrations, watches that survive a lost connection.
+
+The only module that knows etcd3. Values are JSON, so that ``etcdctl get --prefix`` shows what a person can read.
+"""
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import etcd3
+import etcd3.etcdrpc as etcdrpc
+import grpc
+from etcd3.utils import increment_last_byte
+
+from mpistream.model.errors import CoordinationError
+
+_log = logging.getLogger(__name__)
+
+#: A server that stops answering (without closing the connection) is noticed by pings, not only by the next request.
+#: etcd refuses clients that ping more often than every 5 s.
+_GRPC_OPTIONS = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+]
+
+#: What a watcher is told: the key below the prefix, and its value, or None when it was deleted.
+Change = tuple[str, Any]
+
+
+class Coordination:
+    """A connection to etcd; all keys lie under ``prefix``. Every call ends within ``timeout_seconds``."""
+
+    def __init__(self, endpoints: list[str], prefix: str, timeout_seconds: float) -> None:
+        self.endpoints = endpoints
+        self.prefix = prefix
+        self.timeout_seconds = timeout_seconds
+        self._client = self._connect()
+
+    def _connect(self) -> "etcd3.Etcd3Client":
+        first, *others = self.endpoints
+        host, _, port = first.rpartition(":")
+        if others:
+            # gRPC's own notation for several addresses; etcd3 appends the last port.
+            *front, last = self.endpoints
+            host, _, port = f"ipv4:{','.join([*front, last])}".rpartition(":")
+        return etcd3.client(host=host, port=int(port), timeout=self.timeout_seconds, grpc_options=_GRPC_OPTIONS)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (grpc.RpcError, etcd3.exceptions.Etcd3Exception, ValueError) as error:
+            detail = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
+            raise CoordinationError(
+                f"no etcd reachable at {', '.join(self.endpoints)} ({detail or type(error).__name__})",
+                "start etcd there, or set [etcd] endpoints in the configuration file to where it runs",
+            ) from error
+
+    def check(self) -> str:
+        """The server's version. Raises CoordinationError when none answers."""
+        with self._translated():
+            return str(self._client.status().version)
+
+    def get(self, key: str) -> Any | None:
+        with self._translated():
+            value, _ = self._client.get(self.prefix + key)
+        return None if value is None else json.loads(value)
+
+    def get_prefix(self, key: str) -> dict[str, Any]:
+        """All values below ``key``, by the rest of their keys."""
+        return self._snapshot(key)[0]
+
+    def _snapshot(self, key: str) -> tuple[dict[str, Any], int]:
+        with self._translated():
+            response = self._client.get_prefix_response(self.prefix + key)
+        start = len(self.prefix + key)
+        return {kv.key.decode()[start:]: json.loads(kv.value) for kv in response.kvs}, response.header.revision
+
+    def put(self, key: str, value: Any, lease: "etcd3.Lease | None" = None) -> None:
+        with self._translated():
+            self._client.put(self.prefix + key, _dump(value), lease=lease)
+
+    def create(self, key: str, value: Any) -> bool:
+        """Writes an immutable fact; False, and nothing written, if the key exists."""
+        with self._translated():
+            return bool(self._client.put_if_not_exists(self.prefix + key, _dump(value)))
+
+    def replace(self, key: str, expected: Any, value: Any) -> bool:
+        """Writes ``value`` only where ``expected`` stands; False otherwise."""
+        with self._translated():
+            return bool(self._client.replace(self.prefix + key, _dump(expected), _dump(value)))
+
+    def delete(self, key: str) -> None:
+        with self._translated():
+            self._client.delete(self.prefix + key)
+
+    def grant_lease(self, seconds: int) -> "etcd3.Lease":
+        with self._translated():
+            return self._client.lease(seconds)
+
+    def register(self, key: str, value: Any, lease_seconds: int) -> "Registration":
+        """A key that disappears within ``lease_seconds`` after this process did."""
+        return Registration(self, key, value, lease_seconds)
+
+    def watch(self, key: str, on_change: Callable[[Change], None]) -> "Watch":
+        """Reports everything below ``key``, now and whenever it changes, from a thread of its own."""
+        return Watch(self, key, on_change)
+
+    def open_watch_stream(self, key: str, start_revision: int) -> "WatchStream":
+        full = (self.prefix + key).encode()
+        request = etcdrpc.WatchRequest(
+            create_request=etcdrpc.WatchCreateRequest(
+                key=full, range_end=increment_last_byte(full), start_revision=start_revision
+            )
+        )
+        return WatchStream(etcdrpc.WatchStub(self._client.channel), request, len(full))
+
+    def sibling(self) -> "Coordination":
+        """Another connection to the same etcd: a broken one is closed without disturbing the others."""
+        return Coordination(self.endpoints, self.prefix, self.timeout_seconds)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+class WatchStream:
+    """One watch over one connection, as a stream of changes. etcd3's own watcher spins when the server goes away."""
+
+    def __init__(self, stub: Any, request: Any, prefix_length: int) -> None:
+        self._prefix_length = prefix_length
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests.put(request)
+        self._responses = stub.Watch(iter(self._requests.get, None))
+
+    def __iter__(self) -> Iterator[Change]:
+        """Raises grpc.RpcError when the connection is lost; ends after ``close``."""
+        for response in self._responses:
+            if response.compact_revision or (response.canceled and not response.created):
+                return
+            for event in response.events:
+                key = event.kv.key.decode()[self._prefix_length :]
+                yield key, (None if event.type == event.DELETE else json.loads(event.kv.value))
+
+    def close(self) -> None:
+        self._requests.put(None)
+        self._responses.cancel()
+
+
+class Watch:
+    """Keeps a picture of all keys under a prefix and reports changes to it, across lost connections.
+
+    After a loss everything is listed again and compared, so no change is missed, though several may be seen as one.
+    """
+
+    _LONGEST_PAUSE_SECONDS = 2.0
+
+    def __init__(self, coordination: Coordination, key: str, on_change: Callable[[Change], None]) -> None:
+        self._coordination = coordination.sibling()
+        self._key = key
+        self._on_change = on_change
+        self._known: dict[str, Any] = {}
+        self._closed = threading.Event()
+        self._stream: WatchStream | None = None
+        self._revision = self._list()
+        self._thread = threading.Thread(target=self._run, name=f"watch {key}", daemon=True)
+        self._thread.start()
+
+    def _list(self) -> int:
+        current, revision = self._coordination._snapshot(self._key)
+        for key in self._known.keys() - current.keys():
+            self._report(key, None)
+        for key, value in current.items():
+            if key not in self._known or self._known[key] != value:
+                self._report(key, value)
+        return revision
+
+    def _report(self, key: str, value: Any) -> None:
+        if value is None:
+            self._known.pop(key, None)
+        else:
+            self._known[key] = value
+        self._on_change((key, value))
+
+    def _run(self) -> None:
+        pause_seconds = 0.1
+        listed = True
+        while not self._closed.is_set():
+            try:
+                if not listed:
+                    self._revision = self._list()
+                    listed, pause_seconds = True, 0.1
+                self._stream = self._coordination.open_watch_stream(self._key, self._revision + 1)
+                for key, value in self._stream:
+                    self._report(key, value)
+            except (grpc.RpcError, CoordinationError, ValueError) as error:
+                if not self._closed.is_set():
+                    _log.warning("lost the watch on %s, trying again: %s", self._key, _first_line(error))
+            listed = False
+            if self._stream is not None:
+                self._stream.close()
+            if self._closed.wait(pause_seconds):
+                return
+            pause_seconds = min(2 * pause_seconds, self._LONGEST_PAUSE_SECONDS)
+            self._coordination.close()
+            self._coordination = self._coordination.sibling()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._stream is not None:
+            self._stream.close()
+        self._thread.join(timeout=self._coordination.timeout_seconds + 1)
+        self._coordination.close()
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, grpc.RpcError) and hasattr(error, "details"):
+        return str(error.details())
+    return str(error).partition("\n")[0]
+
+
+class Registration:
+    """A leased key, kept alive by a thread of its own; written again should the lease have run out."""
+
+    def __init__(self, coordination: Coordination, key: str, value: Any, lease_seconds: int) -> None:
+        self._coordination = coordination.sibling()
+        self._key = key
+        self._value = value
+        self._lease_seconds = lease_seconds
+        self._closed = threading.Event()
+        self._lease = self._coordination.grant_lease(lease_seconds)
+        self._coordination.put(key, value, self._lease)
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease {key}", daemon=True)
+        self._thread.start()
+
+    def _keep_alive(self) -> None:
+        while not self._closed.wait(self._lease_seconds / 3):
+            try:
+                with self._coordination._translated():
+                    alive = any(answer.TTL > 0 for answer in self._lease.refresh())
+                if not alive:
+                    _log.warning("the lease on %s had run out; registering again", self._key)
+                    self._lease = self._coordination.grant_lease(self._lease_seconds)
+                    self._coordination.put(self._key, self._value, self._lease)
+            except CoordinationError as error:
+                _log.warning("cannot refresh the lease on %s: %s", self._key, error.message)
+
+    def close(self) -> None:
+        """Withdraws the registration at once; where etcd does not answer, the lease runs out by itself."""
+        self._closed.set()
+        self._thread.join(timeout=self._coordination.timeout_seconds + 1)
+        try:
+            with self._coordination._translated():
+                self._lease.revoke()
+        except CoordinationError as error:
+            _log.warning("could not withdraw %s: %s", self._key, error.message)
+        self._coordination.close()

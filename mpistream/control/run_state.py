@@ -1,0 +1,70 @@
+"""The states of a scan and the legal ways between them. Pure; docs/control.md tells them in words."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class IllegalTransition(Exception):
+    """A program error: a scan cannot go from the one state to the other."""
+
+
+class ScanState(StrEnum):
+    ANNOUNCED = "announced"  # the record is written; the ranks prepare
+    STREAMING = "streaming"  # the ranks are ready; the producers send
+    DRAINING = "draining"  # every producer has sent its last block; the ranks still count
+    ASSEMBLING = "assembling"  # every block is counted; the ranks write the dataset
+    COMMITTED = "committed"  # the dataset has its final name
+    INCOMPLETE = "incomplete"  # the same, without frames that were lost on the way
+    ABORTED = "aborted"  # ended by request
+    FAILED = "failed"  # ended by an error; the reason is recorded
+
+    @property
+    def is_final(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+_ENDS_BADLY = frozenset({ScanState.ABORTED, ScanState.FAILED})
+
+TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {
+    ScanState.ANNOUNCED: frozenset({ScanState.STREAMING}) | _ENDS_BADLY,
+    ScanState.STREAMING: frozenset({ScanState.DRAINING}) | _ENDS_BADLY,
+    ScanState.DRAINING: frozenset({ScanState.ASSEMBLING}) | _ENDS_BADLY,
+    ScanState.ASSEMBLING: frozenset({ScanState.COMMITTED, ScanState.INCOMPLETE}) | _ENDS_BADLY,
+    ScanState.COMMITTED: frozenset(),
+    ScanState.INCOMPLETE: frozenset(),
+    ScanState.ABORTED: frozenset(),
+    ScanState.FAILED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class ScanStatus:
+    """A scan's state as etcd holds it; ``reason`` and ``remedy`` are for people."""
+
+    state: ScanState
+    since_unix_seconds: float
+    reason: str = ""
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "state": str(self.state),
+            "since_unix_seconds": self.since_unix_seconds,
+            "reason": self.reason,
+            "remedy": self.remedy,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, object]) -> "ScanStatus":
+        return cls(
+            ScanState(str(value["state"])),
+            float(str(value["since_unix_seconds"])),
+            str(value["reason"]),
+            str(value["remedy"]),
+        )
+
+
+def check_transition(old: ScanState, new: ScanState) -> None:
+    """Raises IllegalTransition unless a scan in ``old`` may go to ``new``."""
+    if new not in TRANSITIONS[old]:
+        raise IllegalTransition(f"a scan that is {old} cannot become {new}")

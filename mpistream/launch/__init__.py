@@ -1,0 +1,1 @@
+"""Starts and supervises processes. Never loads mpi4py."""

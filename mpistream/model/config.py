@@ -1,0 +1,143 @@
+"""The configuration that all processes of a deployment share: one TOML file, overridable by flags."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mpistream.model.errors import ConfigError
+from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.protocol import MAX_BLOCK_FRAMES
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class EtcdConfig(_Section):
+    endpoints: list[str] = Field(default=["127.0.0.1:2379"], min_length=1, description="host:port of each member")
+    timeout_seconds: float = Field(default=5.0, gt=0, description="longest wait for one answer")
+    lease_seconds: int = Field(default=5, ge=2, description="how long a dead process stays registered")
+
+    @field_validator("endpoints")
+    @classmethod
+    def _host_and_port(cls, endpoints: list[str]) -> list[str]:
+        for endpoint in endpoints:
+            if not re.fullmatch(r"[^:/\s]+:\d+", endpoint):
+                raise ValueError(f"{endpoint!r} is not host:port")
+        return endpoints
+
+
+class NetworkConfig(_Section):
+    host: str = Field(default="127.0.0.1", description="address that this host's sockets bind and publish")
+
+
+class StreamConfig(_Section):
+    block_frames: int = Field(default=8, ge=1, le=MAX_BLOCK_FRAMES, description="frames per message")
+    window_bytes: int = Field(
+        default=256 * 2**20, description="most bytes of a scan between its source and the ranks, all sectors together"
+    )
+    patience_seconds: float = Field(default=120.0, gt=0, description="longest silence before a scan is given up")
+
+    def producer_blocks(self, block_frames: int) -> int:
+        """Blocks of ``block_frames`` frames that one sector's producer may have under way."""
+        return self.window_bytes // SECTORS // (block_frames * RECORD_BYTES)
+
+    @model_validator(mode="after")
+    def _window_holds_blocks(self) -> Self:
+        least = 2 * SECTORS * self.block_frames * RECORD_BYTES
+        if self.window_bytes < least:
+            raise ValueError(f"window_bytes must be at least {least}, two blocks of each sector")
+        return self
+
+
+class AggregatorConfig(_Section):
+    name: str = "aggregator"
+    data_port: int = Field(default=0, ge=0, le=65535, description="0 takes any free port")
+    answer_port: int = Field(default=0, ge=0, le=65535, description="0 takes any free port")
+
+
+class RanksConfig(_Section):
+    ranks_per_group: int = Field(default=0, ge=0, description="0: the ranks of a node make a group")
+    gather_round_bytes: int = Field(default=256 * 2**20, ge=1, lt=2**31, description="sent per rank and round")
+    parallel_hdf5: bool = Field(default=True, description="false: one rank writes the file for all")
+
+
+class WatchdogConfig(_Section):
+    stall_seconds: float = Field(default=10.0, gt=0, description="a rank silent for so long ends its MPI job")
+    assembly_seconds: float = Field(default=900.0, gt=0, description="longest time for gathering and writing")
+
+
+class Config(_Section):
+    deployment: str = Field(default="mpistream", pattern=r"^[A-Za-z0-9_.-]+$", description="names the keys in etcd")
+    etcd: EtcdConfig = EtcdConfig()
+    network: NetworkConfig = NetworkConfig()
+    stream: StreamConfig = StreamConfig()
+    aggregator: AggregatorConfig = AggregatorConfig()
+    ranks: RanksConfig = RanksConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+
+    @property
+    def etcd_prefix(self) -> str:
+        return f"/{self.deployment}/"
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: dict[str, Any] | None = None) -> Self:
+        """The file's values, then ``overrides`` (``{"etcd.lease_seconds": 3}``; None leaves a value as it is).
+
+        Raises ConfigError naming the first wrong key or value.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(path.read_text())
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot read the configuration {path}: {error.strerror}", "check --config"
+                ) from error
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path} is not valid TOML: {error}", "mend the line named above") from error
+        for dotted, value in (overrides or {}).items():
+            if value is not None:
+                section, _, key = dotted.rpartition(".")
+                target = values.setdefault(section, {}) if section else values
+                target[key] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _config_error(cls, error, str(path or "the options")) from None
+
+    def to_toml(self) -> str:
+        """The configuration as a file that ``load`` reads."""
+        lines = [f'deployment = "{self.deployment}"']
+        for name, section in self:
+            if isinstance(section, _Section):
+                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section)]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _config_error(config: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    *parents, key = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden":
+        if first["type"] == "value_error":
+            return ConfigError(f"{where}: {'.'.join([*parents, key])}: {first['msg'].removeprefix('Value error, ')}")
+        return ConfigError(f"{where}: {'.'.join([*parents, key])}: {first['msg']}, not {first['input']!r}", "mend it")
+    for parent in parents:
+        annotation = config.model_fields[parent].annotation
+        assert isinstance(annotation, type)
+        config = annotation
+    place = f"[{'.'.join(parents)}]" if parents else "the top level"
+    return ConfigError(
+        f"{where}: unknown key {key!r} in {place}", f"known there: {', '.join(sorted(config.model_fields))}"
+    )

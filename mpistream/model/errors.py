@@ -1,0 +1,48 @@
+"""Errors a user can mend: each names the remedy."""
+
+
+class MpistreamError(Exception):
+    """A request that cannot be met, or a run that failed, with what to do about it.
+
+    The command line prints ``message`` and ``remedy`` without a traceback and exits with 1.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.remedy}" if self.remedy else self.message
+
+
+class ConfigError(MpistreamError):
+    """The configuration file or an option is wrong."""
+
+
+class SourceError(MpistreamError):
+    """The frames' source (sector files, simulator) cannot be read as asked."""
+
+
+class ReferenceImageError(MpistreamError):
+    """A dark or gain reference does not fit the detector."""
+
+
+class CalibrationError(MpistreamError):
+    """Thresholds could not be derived from the sample."""
+
+
+class StorageError(MpistreamError):
+    """The dataset cannot be written or read."""
+
+
+class CoordinationError(MpistreamError):
+    """etcd cannot be reached, or what it holds contradicts this process."""
+
+
+class ProtocolError(MpistreamError):
+    """A message that this version does not understand."""
+
+
+class ScanFailed(MpistreamError):
+    """The scan ended without a dataset."""

@@ -1,0 +1,66 @@
+"""Names and types of the dataset file, format version 1. See docs/file-format.md.
+
+Flat data is never called ``frames``: stempy would open it as another format and give wrong sums without a word.
+"""
+
+FORMAT_NAME = "mpistream-electron-events"
+FORMAT_VERSION = 1
+
+#: Attributes of the root.
+FORMAT_ATTRIBUTE = "format"
+FORMAT_VERSION_ATTRIBUTE = "format_version"
+SCAN_SHAPE_ATTRIBUTE = "scan_shape"
+FRAME_SHAPE_ATTRIBUTE = "frame_shape"
+SCAN_UID_ATTRIBUTE = "scan_uid"
+SCAN_NUMBER_ATTRIBUTE = "scan_number"
+
+EVENTS = "electron_events"
+INDICES = f"{EVENTS}/indices"
+OFFSETS = f"{EVENTS}/offsets"
+SCAN_POSITION = f"{EVENTS}/scan_position"
+FRAME_NUMBER = f"{EVENTS}/frame_number"
+MISSING_SECTORS = f"{EVENTS}/missing_sectors"
+
+#: dataset name -> dtype, little-endian
+EVENT_DTYPES = {
+    INDICES: "<u4",
+    OFFSETS: "<u8",
+    SCAN_POSITION: "<u4",
+    FRAME_NUMBER: "<u8",
+    MISSING_SECTORS: "u1",
+}
+
+IMAGES = "images"
+BRIGHT_FIELD = f"{IMAGES}/bright_field"
+ANNULAR_DARK_FIELD = f"{IMAGES}/annular_dark_field"
+ELECTRON_COUNT = f"{IMAGES}/electron_count"
+DIFFRACTION_SUM = f"{IMAGES}/diffraction_sum"
+IMAGE_DTYPE = "<u8"
+
+#: Attributes of an image: radii and center in pixels of the frame, center as (row, column).
+INNER_RADIUS_ATTRIBUTE = "inner_radius"
+OUTER_RADIUS_ATTRIBUTE = "outer_radius"
+CENTER_ATTRIBUTE = "center"
+
+REFERENCES = "references"
+DARK = f"{REFERENCES}/dark"
+GAIN = f"{REFERENCES}/gain"
+
+COUNTING = "metadata/electron_counting"
+HISTOGRAM = f"{COUNTING}/histogram"
+COUNTERS = "metadata/counters"
+PROVENANCE = "metadata/provenance"
+PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"
+PROVENANCE_VERSIONS = f"{PROVENANCE}/versions"
+PROVENANCE_RANKS = f"{PROVENANCE}/ranks"
+
+#: One row per rank: its share of the events, and the HDF5 driver with which it wrote them (empty: rank 0 did).
+RANK_DTYPE = [
+    ("rank", "<u4"),
+    ("host", "S64"),
+    ("driver", "S8"),
+    ("first_frame", "<u8"),
+    ("n_frames", "<u8"),
+    ("first_event", "<u8"),
+    ("n_events", "<u8"),
+]

@@ -1,0 +1,48 @@
+"""What the ranks of one MPI job tell each other while no MPI call is outstanding: one JSON part, one binary part."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mpistream.model.errors import ProtocolError
+
+VERSION = 1
+
+
+class JobMessageKind(StrEnum):
+    # from a rank to the leader of the job
+    HEARTBEAT = "heartbeat"  # {"progress": {uid: {name: number}}}; the leader sends empty ones
+    READY = "ready"  # {"uid"}: prepared for the scan
+    SAMPLE = "sample"  # {"uid", "block"}, binary: statistics of the block's complete frames
+    DRAINED = "drained"  # {"uid"}: every block of mine is counted
+    FAULT = "fault"  # {"uid", "message", "remedy"}
+    # from the leader to every rank
+    PREPARE = "prepare"  # {"record"}
+    THRESHOLDS = "thresholds"  # {"uid", "thresholds"}
+    ASSEMBLE = "assemble"  # {"uid", "ends"}
+    DISCARD = "discard"  # {"uid"}
+    STOP = "stop"  # {}
+
+
+@dataclass(frozen=True)
+class JobMessage:
+    kind: JobMessageKind
+    rank: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    binary: bytes = b""
+
+    def pack(self) -> list[bytes]:
+        text = json.dumps({"version": VERSION, "kind": str(self.kind), "rank": self.rank, "fields": self.fields})
+        return [text.encode(), self.binary]
+
+    @classmethod
+    def unpack(cls, parts: list[bytes]) -> "JobMessage":
+        try:
+            text, binary = parts
+            value = json.loads(text)
+            if value["version"] != VERSION:
+                raise ProtocolError(f"a job message of version {value['version']}; this rank speaks {VERSION}")
+            return cls(JobMessageKind(value["kind"]), int(value["rank"]), value["fields"], binary)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"a malformed job message: {error}") from error

@@ -1,0 +1,122 @@
+"""What is fixed when a scan is announced, and what is known when it has ended."""
+
+from typing import Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mpistream.model.geometry import ScanShape
+from mpistream.model.protocol import MAX_BLOCK_FRAMES, Encoding
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CountingParameters(_Record):
+    """How electrons are to be told from noise.
+
+    With ``background`` and ``xray`` (ADU, after dark and gain) the thresholds are given; without them they are
+    calibrated from the first ``sample_frames`` complete frames: background = fitted mean + background_sigmas *
+    fitted sigma, xray = mean + xray_sigmas * standard deviation.
+    """
+
+    background: float | None = None
+    xray: float | None = None
+    sample_frames: int = Field(default=64, ge=1)
+    background_sigmas: float = Field(default=4.5, gt=0)
+    xray_sigmas: float = Field(default=175.0, gt=0)
+    dark: str | None = None
+    gain: str | None = None
+
+    @model_validator(mode="after")
+    def _thresholds_make_sense(self) -> Self:
+        if (self.background is None) != (self.xray is None):
+            raise ValueError("give both thresholds, background and xray, or neither (then they are calibrated)")
+        if self.background is not None and self.xray is not None and not self.background < self.xray:
+            raise ValueError(f"background ({self.background:g}) must be below xray ({self.xray:g})")
+        return self
+
+
+class ScanRecord(_Record):
+    """The immutable record of a scan, written once before its first block."""
+
+    uid: UUID
+    scan_number: int
+    rows: int
+    columns: int
+    source: str
+    encoding: Encoding
+    first_frame: int = Field(ge=0)
+    last_frame: int = Field(ge=0)
+    block_frames: int = Field(ge=1, le=MAX_BLOCK_FRAMES)
+    routing_version: int
+    direct: bool
+    counting: CountingParameters
+    output: str
+    overwrite: bool
+    announced_unix_seconds: float
+
+    @property
+    def scan_shape(self) -> ScanShape:
+        return ScanShape(self.rows, self.columns)
+
+    @property
+    def block_range(self) -> range:
+        """The numbers of all blocks that are sent, empty ones included."""
+        return range(self.first_frame // self.block_frames, self.last_frame // self.block_frames + 1)
+
+    @property
+    def sample_blocks(self) -> range:
+        """The blocks among which calibration looks for its complete frames: twice as many as would just do."""
+        wanted = -(-2 * self.counting.sample_frames // self.block_frames)
+        return self.block_range[:wanted]
+
+
+class SectorEnd(_Record):
+    """What one sector's producer sent in all: written when its last block is on its way."""
+
+    sector: int
+    producer_id: int
+    blocks: int
+    records: int
+    digest: int
+    sectors_duplicate: int
+    sectors_rejected: int
+    seconds_reading: float
+    seconds_sending: float
+
+
+class Thresholds(_Record):
+    """The thresholds that every rank counts with, in ADU, and where they came from."""
+
+    background: float
+    xray: float
+    calibrated: bool
+    sample_frames: int = 0
+    statistics: dict[str, float] = Field(default_factory=dict)
+
+
+class Counters(_Record):
+    """Totals of a scan, as printed, as recorded in the dataset."""
+
+    frames: int
+    electrons: int
+    frames_incomplete: int
+    sectors_missing: int
+    sectors_duplicate: int
+    sectors_rejected: int
+    frames_lost: int  # frame numbers between the first and the last of which no sector came
+    raw_bytes: int
+
+
+class ScanSummary(_Record):
+    """The commit record of a finished scan."""
+
+    dataset: str
+    scan_shape: tuple[int, int]
+    counters: Counters
+    thresholds: Thresholds
+    file_bytes: int
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()

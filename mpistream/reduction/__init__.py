@@ -1,0 +1,1 @@
+"""What a rank does with blocks: assemble frames, calibrate, count electrons, gather events."""

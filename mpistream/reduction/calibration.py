@@ -1,0 +1,242 @@
+"""Calibration: the thresholds of a scan from the pixel values of its sample frames.
+
+Everything summed over frames is an integer, so that the result does not depend on which rank sampled which frames,
+nor on the order in which their statistics are added.
+"""
+
+import struct
+import warnings
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import curve_fit
+
+import mpistream._ext.electron_counting as _kernel
+from mpistream.model.errors import CalibrationError, ProtocolError
+from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
+from mpistream.model.scan import Thresholds
+from mpistream.reduction.reference_images import check_dark, check_gain, inverse
+
+_STEPS_PER_UNIT: int = _kernel.steps_per_unit
+_REMEDY = "give --background and --xray, or calibrate from more sample frames (--sample-frames)"
+
+#: A peak narrower than this lies within one bin (its neighbours hold less than 1/2,000 of it): it has no width to fit.
+_LEAST_SIGMA = 0.25
+
+# format version, frames, minimum, maximum, sum, square sum (128-bit integers), first bin, bins
+_WIRE = struct.Struct("<HQff16s16siI")
+_WIRE_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SampleStatistics:
+    """The pixel values (ADU, after dark and gain) of whole frames; ``+`` adds frames, exactly and in any order.
+
+    frames      number of frames
+    minimum, maximum  smallest and largest value; infinities without frames
+    sum, square_sum   exact sums over all pixels of s and s * s, where s = value * 32 rounded to an integer
+    first_bin   the value at the middle of ``histogram[0]``
+    histogram   uint64[n]: unit-width bins around integers; first and last are not 0
+
+    Raw pixel values are integers: nothing is rounded. Corrected values beyond -65536 and 131071 count as these.
+    """
+
+    frames: int
+    minimum: float
+    maximum: float
+    sum: int
+    square_sum: int
+    first_bin: int
+    histogram: npt.NDArray[np.uint64]
+
+    @classmethod
+    def empty(cls) -> "SampleStatistics":
+        return cls(0, np.inf, -np.inf, 0, 0, 0, np.empty(0, np.uint64))
+
+    def __add__(self, other: "SampleStatistics") -> "SampleStatistics":
+        parts = [part for part in (self, other) if part.frames]
+        if not parts:
+            return SampleStatistics.empty()
+        first_bin = min(part.first_bin for part in parts)
+        histogram = np.zeros(max(part.first_bin + len(part.histogram) for part in parts) - first_bin, np.uint64)
+        for part in parts:
+            start = part.first_bin - first_bin
+            histogram[start : start + len(part.histogram)] += part.histogram
+        return SampleStatistics(
+            self.frames + other.frames,
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+            self.sum + other.sum,
+            self.square_sum + other.square_sum,
+            first_bin,
+            histogram,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SampleStatistics):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
+    @property
+    def pixels(self) -> int:
+        return int(self.histogram.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of the pixel values, in ADU."""
+        return self.sum / (self.pixels * _STEPS_PER_UNIT)
+
+    @property
+    def variance(self) -> float:
+        """Sample variance of the pixel values, in ADU squared."""
+        pixels = self.pixels
+        return (pixels * self.square_sum - self.sum**2) / (pixels * (pixels - 1) * _STEPS_PER_UNIT**2)
+
+    def to_bytes(self) -> bytes:
+        """For the way to another rank; ``from_bytes`` reads it."""
+        head = _WIRE.pack(
+            _WIRE_VERSION,
+            self.frames,
+            self.minimum,
+            self.maximum,
+            self.sum.to_bytes(16, "little", signed=True),
+            self.square_sum.to_bytes(16, "little", signed=True),
+            self.first_bin,
+            len(self.histogram),
+        )
+        return head + self.histogram.astype("<u8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SampleStatistics":
+        """Raises ProtocolError for what ``to_bytes`` did not write."""
+        if len(data) < _WIRE.size:
+            raise ProtocolError(f"{len(data)} bytes are no sample statistics")
+        version, frames, minimum, maximum, total, squares, first_bin, bins = _WIRE.unpack_from(data)
+        if version != _WIRE_VERSION or len(data) != _WIRE.size + 8 * bins:
+            raise ProtocolError(
+                f"sample statistics of version {version} in {len(data)} bytes", "run the same release on every rank"
+            )
+        histogram = np.frombuffer(data, "<u8", offset=_WIRE.size).astype(np.uint64)
+        total, squares = (int.from_bytes(number, "little", signed=True) for number in (total, squares))
+        return cls(frames, minimum, maximum, total, squares, first_bin, histogram)
+
+
+def sample_block(
+    addresses: npt.NDArray[np.uint64],
+    layout: SectorLayout,
+    dark: npt.ArrayLike | None = None,
+    gain: npt.ArrayLike | None = None,
+) -> SampleStatistics:
+    """The statistics of the complete frames among uint64[n, 4] sector addresses (see ElectronCounter.count_block).
+
+    ``dark`` and ``gain`` are (576, 576). Frames with a missing sector are left out.
+    """
+    complete = np.ascontiguousarray(addresses[(addresses != 0).all(axis=1)])
+    if not len(complete):
+        return SampleStatistics.empty()
+    histogram = np.zeros(_kernel.last_bin - _kernel.first_bin + 1, np.uint64)
+    moments = _kernel.sample_block(
+        complete,
+        *FRAME_SHAPE,
+        SECTORS,
+        layout is SectorLayout.COLUMNS,
+        None if dark is None else check_dark(dark, FRAME_SHAPE),
+        None if gain is None else inverse(check_gain(gain, FRAME_SHAPE)),
+        np.empty(FRAME_SHAPE[1], np.float32),
+        histogram,
+    )
+    minima, maxima, sums, square_sums = zip(*moments, strict=True)
+    used = np.flatnonzero(histogram)
+    return SampleStatistics(
+        len(complete),
+        min(minima),
+        max(maxima),
+        sum(sums),
+        sum(square_sums),
+        _kernel.first_bin + int(used[0]),
+        histogram[used[0] : used[-1] + 1].copy(),
+    )
+
+
+def fit_thresholds(statistics: SampleStatistics, background_sigmas: float, xray_sigmas: float) -> Thresholds:
+    """background = fitted mean + background_sigmas * fitted sigma; xray = mean + xray_sigmas * standard deviation.
+
+    The fit is of A exp(-(x - mu)^2 / 2 sigma^2) to the whole histogram, least squares without weights, so that the
+    pedestal's peak decides and the electrons' long tail hardly matters. Raises CalibrationError.
+    """
+    if not statistics.frames:
+        raise CalibrationError("not one sample frame has all its sectors", _REMEDY)
+    if statistics.minimum == statistics.maximum:
+        raise CalibrationError(f"all pixels of the sample frames have the value {statistics.minimum:g}", _REMEDY)
+    mean, std_dev = statistics.mean, float(np.sqrt(statistics.variance))
+    fitted_mean, fitted_sigma = _fit_pedestal(statistics)
+    background = fitted_mean + background_sigmas * fitted_sigma
+    xray = mean + xray_sigmas * std_dev
+    if not background < xray:
+        raise CalibrationError(
+            f"the calibrated background ({background:g}) is not below the x-ray threshold ({xray:g})", _REMEDY
+        )
+    return Thresholds(
+        background=background,
+        xray=xray,
+        calibrated=True,
+        sample_frames=statistics.frames,
+        statistics={
+            "number_of_samples": statistics.frames,
+            "min_sample": statistics.minimum,
+            "max_sample": statistics.maximum,
+            "mean": mean,
+            "variance": statistics.variance,
+            "std_dev": std_dev,
+            "number_of_bins": len(statistics.histogram),
+            "background_threshold_n_sigma": background_sigmas,
+            "x_ray_threshold_n_sigma": xray_sigmas,
+            "optimized_mean": fitted_mean,
+            "optimized_std_dev": fitted_sigma,
+        },
+    )
+
+
+def _fit_pedestal(statistics: SampleStatistics) -> tuple[float, float]:
+    """Mean and |sigma| of the Gaussian through the histogram."""
+    # Few bins would leave the fit undetermined; those above the last one are truly empty.
+    height = np.zeros(max(len(statistics.histogram), 8))
+    height[: len(statistics.histogram)] = statistics.histogram / statistics.histogram.max()
+    position = statistics.first_bin + np.arange(len(height), dtype=float)
+    start = (1.0, position[height.argmax()], max(_lower_half_width(height), 0.5))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            (_, fitted_mean, sigma), _ = curve_fit(_gaussian, position, height, p0=start, jac=_gaussian_slopes)
+    except (RuntimeError, Warning, FloatingPointError) as error:
+        raise CalibrationError(f"no Gaussian fits the pixel values of the sample frames: {error}", _REMEDY) from error
+    sigma = abs(float(sigma))
+    if not (np.isfinite([fitted_mean, sigma]).all() and position[0] - 1 <= fitted_mean <= position[-1] + 1):
+        raise CalibrationError("the Gaussian that fits the sample frames lies outside their pixel values", _REMEDY)
+    if not _LEAST_SIGMA <= sigma <= len(position):
+        raise CalibrationError(f"the peak of the pixel values has a fitted width (sigma) of {sigma:g} ADU", _REMEDY)
+    return float(fitted_mean), sigma
+
+
+def _lower_half_width(height: npt.NDArray[np.float64]) -> float:
+    """In bins, from the 16th percentile to the median: sigma for a Gaussian, whatever tail lies above it.
+
+    Taken from the running total: a gain leaves gaps in the histogram, which would make a peak of a single bin.
+    """
+    total = np.cumsum(height)
+    median, lower = np.searchsorted(total, np.array([0.5, 0.16]) * total[-1])
+    return float(median - lower)
+
+
+def _gaussian(x: npt.NDArray[np.float64], amplitude: float, mean: float, sigma: float) -> npt.NDArray[np.float64]:
+    return amplitude * np.exp(-0.5 * ((x - mean) / sigma) ** 2)
+
+
+def _gaussian_slopes(
+    x: npt.NDArray[np.float64], amplitude: float, mean: float, sigma: float
+) -> npt.NDArray[np.float64]:
+    """Derivatives by amplitude, mean and sigma: [len(x), 3]."""
+    z = (x - mean) / sigma
+    bell = np.exp(-0.5 * z**2)
+    return np.stack([bell, amplitude * bell * z / sigma, amplitude * bell * z**2 / sigma], axis=1)

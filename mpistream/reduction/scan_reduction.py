@@ -1,0 +1,129 @@
+"""One scan on one rank: blocks in, electron events out."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from mpistream.model.electron_events import ElectronEvents
+from mpistream.model.scan import ScanRecord, Thresholds
+from mpistream.reduction.calibration import SampleStatistics, fit_thresholds, sample_block
+from mpistream.reduction.electron_counting import ElectronCounter, load_reference_image
+from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
+
+
+@dataclass
+class ScanReduction:
+    """Counts the assembled blocks of a scan; until the thresholds are known it holds them.
+
+    What it holds is bounded by the producers' windows: a block is acknowledged only when it is counted.
+    """
+
+    record: ScanRecord
+    blocks_expected: int
+    assembly: FrameAssembly
+    dark: npt.NDArray[np.float32] | None
+    gain: npt.NDArray[np.float32] | None
+    frames: int = 0
+    electrons: int = 0
+    raw_bytes: int = 0
+    seconds_counting: float = 0.0
+    first_block_unix_seconds: float = 0.0
+    last_block_unix_seconds: float = 0.0
+    _thresholds: Thresholds | None = None
+    _counter: ElectronCounter | None = None
+    _held: list[AssembledBlock] = field(default_factory=list)
+    _counted: list[ElectronEvents] = field(default_factory=list)
+
+    @classmethod
+    def prepare(cls, record: ScanRecord, blocks_expected: int) -> "ScanReduction":
+        """Loads what counting needs. Raises ReferenceImageError."""
+        counting = record.counting
+        dark = load_reference_image(counting.dark, "dark") if counting.dark else None
+        gain = load_reference_image(counting.gain, "gain") if counting.gain else None
+        return cls(record, blocks_expected, FrameAssembly(record), dark, gain)
+
+    @property
+    def blocks_counted(self) -> int:
+        return len(self._counted)
+
+    @property
+    def is_drained(self) -> bool:
+        """Every block that is routed to this rank has been counted."""
+        return self.blocks_counted == self.blocks_expected
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What was counted with."""
+        assert self._thresholds is not None, "nothing is counted before the thresholds are known"
+        return self._thresholds
+
+    def sample(self, block: AssembledBlock) -> bytes | None:
+        """Statistics of the block's complete frames, where the scan's thresholds are calibrated and need them."""
+        if self._counter or self.record.counting.background is not None or block.block not in self.record.sample_blocks:
+            return None
+        complete = block.sector_addresses[block.missing_sectors == 0]
+        return sample_block(complete, self.record.encoding.layout, self.dark, self.gain).to_bytes()
+
+    def set_thresholds(self, thresholds: Thresholds) -> list[AssembledBlock]:
+        """From now on blocks are counted; returns those that were held and are counted now."""
+        self._thresholds = thresholds
+        self._counter = ElectronCounter(
+            self.record.encoding.layout, thresholds.background, thresholds.xray, dark=self.dark, gain=self.gain
+        )
+        held, self._held = self._held, []
+        for block in held:
+            self._count(block, self._counter)
+        return held
+
+    def count(self, block: AssembledBlock) -> list[AssembledBlock]:
+        """Counts a block, or holds it until the thresholds are known; returns the blocks that are counted now."""
+        self.last_block_unix_seconds = time.time()
+        self.first_block_unix_seconds = self.first_block_unix_seconds or self.last_block_unix_seconds
+        if self._counter is None:
+            self._held.append(block)
+            return []
+        self._count(block, self._counter)
+        return [block]
+
+    def _count(self, block: AssembledBlock, counter: ElectronCounter) -> None:
+        started = time.monotonic()
+        indices, counts = counter.count_block(block.sector_addresses)
+        self.seconds_counting += time.monotonic() - started
+        self._counted.append(
+            ElectronEvents.from_counts(block.scan_position, block.frame_number, block.missing_sectors, counts, indices)
+        )
+        self.frames += len(counts)
+        self.electrons += len(indices)
+        self.raw_bytes += block.raw_bytes
+
+    def progress(self) -> dict[str, int]:
+        """This rank's share of the scan so far."""
+        return {
+            "frames": self.frames,
+            "electrons": self.electrons,
+            "blocks": self.blocks_counted,
+            "raw_bytes": self.raw_bytes,
+        }
+
+    def events(self) -> ElectronEvents:
+        """All that was counted on this rank, block by block."""
+        return ElectronEvents.concatenate(self._counted)
+
+
+def fit_sample(samples: Mapping[int, bytes], record: ScanRecord) -> Thresholds | None:
+    """Thresholds from the statistics of sample blocks, or None while blocks are wanting.
+
+    The sample is the complete frames of the lowest-numbered blocks until there are ``sample_frames`` of them, so it
+    does not depend on how many ranks there are or in which order they report. Raises CalibrationError.
+    """
+    total = SampleStatistics.empty()
+    for block in record.sample_blocks:
+        if block not in samples:
+            return None
+        total = total + SampleStatistics.from_bytes(samples[block])
+        if total.frames >= record.counting.sample_frames:
+            break
+    return fit_thresholds(total, record.counting.background_sigmas, record.counting.xray_sigmas)

@@ -1,0 +1,204 @@
+"""The event arrays of the dataset file: created by one rank, filled by all of them or by rank 0 for all, compared.
+
+Every transfer is bounded in bytes and its success agreed between the ranks before the next one.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from mpistream.model import h5_layout as layout
+from mpistream.model.agreement import agreed
+from mpistream.model.electron_events import Slab
+from mpistream.model.errors import StorageError
+from mpistream.storage.placement import readable_bytes
+
+FAILURE = "the dataset cannot be written"
+REMEDY = "free space in the folder or choose another one, then repeat the scan"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of one rank's share of one dataset: rows ``first_row`` to ``first_row + len(values)``; may be empty."""
+
+    name: str
+    first_row: int
+    values: npt.NDArray[Any]
+
+
+def event_bytes(frames: int, events: int) -> int:
+    """Size in bytes of the five arrays of a dataset."""
+    return sum(np.dtype(dtype).itemsize * _rows(name, frames, events) for name, dtype in layout.EVENT_DTYPES.items())
+
+
+def _rows(name: str, frames: int, events: int) -> int:
+    return {layout.INDICES: events, layout.OFFSETS: frames + 1}.get(name, frames)
+
+
+def create_event_arrays(path: Path, frames: int, events: int) -> None:
+    """A new file with the five arrays, contiguous, their space laid out but not written. Replaces ``path``.
+
+    One rank does this without MPI: then no rank has metadata to flush when all have the file open, and nothing
+    about it must be done by all ranks alike.
+    """
+    with h5py.File(path, "w", locking=False) as file:
+        for name, dtype in layout.EVENT_DTYPES.items():
+            creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            creation.set_layout(h5py.h5d.CONTIGUOUS)
+            creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            group, _, leaf = name.rpartition("/")
+            space = h5py.h5s.create_simple((_rows(name, frames, events),))
+            kind = h5py.h5t.py_create(np.dtype(dtype))
+            h5py.h5d.create(file.require_group(group).id, leaf.encode(), kind, space, dcpl=creation)
+
+
+def _pieces(comm: MPI.Comm, slab: Slab, round_bytes: int) -> Iterator[_Piece]:
+    """Collective: this rank's pieces of all arrays. Every rank gets as many, of the same arrays in the same order."""
+    events = slab.events
+    is_last_rank = comm.rank == comm.size - 1
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        offsets = (events.offsets if is_last_rank else events.offsets[:-1]) + np.uint64(slab.first_event)
+        shares: dict[str, tuple[int, npt.NDArray[Any]]] = {
+            layout.INDICES: (slab.first_event, events.indices),
+            layout.OFFSETS: (slab.first_frame, offsets),
+            layout.SCAN_POSITION: (slab.first_frame, events.scan_position),
+            layout.FRAME_NUMBER: (slab.first_frame, events.frame_number),
+            layout.MISSING_SECTORS: (slab.first_frame, events.missing_sectors),
+        }
+        shares = {
+            name: (first_row, np.ascontiguousarray(values, layout.EVENT_DTYPES[name]))
+            for name, (first_row, values) in shares.items()
+        }
+    for name, (first_row, values) in shares.items():
+        rows = max(1, round_bytes // values.itemsize)
+        rounds = comm.allreduce(-(-len(values) // rows), op=MPI.MAX)
+        for begin in range(0, rounds * rows, rows):
+            yield _Piece(name, first_row + begin, values[begin : begin + rows])
+
+
+def write_by_all(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int, collective: bool) -> str:
+    """Collective: each rank writes its slab into the file that ``create_event_arrays`` made; the driver's name.
+
+    ``collective`` lets MPI-IO merge the ranks' requests (collective buffering). Without it each rank's transfer
+    stands for itself, and that is the default of the writer for a reason: when a disk fills up under a collective
+    transfer, OpenMPI 4.1 hangs or reports success, depending on the rank that is hit.
+    """
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        # a rank that cannot reach the file must say so before the others wait for it inside MPI_File_open
+        os.close(os.open(path, os.O_RDWR))
+    # The ranks have just met. H5Fopen holds Python's global lock, so no rank should wait for others inside it.
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        file = h5py.File(path, "r+", driver="mpio", comm=comm)
+    try:
+        driver = str(file.driver)
+        transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+        transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE if collective else h5py.h5fd.MPIO_INDEPENDENT)
+        for piece in _pieces(comm, slab, round_bytes):
+            with agreed(comm, StorageError, FAILURE, REMEDY):
+                _write(file, piece, transfer)
+    except StorageError:
+        # all ranks come here; what else fails in closing matters no more
+        with contextlib.suppress(Exception):
+            file.close()
+        raise
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        file.close()
+    return driver
+
+
+def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID | None = None) -> None:
+    """One transfer; an empty piece takes part with an empty selection, as a collective one must."""
+    dataset = file[piece.name].id
+    in_file = dataset.get_space()
+    in_memory = h5py.h5s.create_simple((len(piece.values),))
+    if len(piece.values):
+        in_file.select_hyperslab((piece.first_row,), (len(piece.values),))
+    else:
+        in_file.select_none()
+        in_memory.select_none()
+    try:
+        dataset.write(in_memory, in_file, piece.values, dxpl=transfer)
+    except OSError as error:
+        # HDF5 does not pass the system's reason on; most often it is this one
+        folder = Path(os.fsdecode(file.filename)).parent
+        free = readable_bytes(shutil.disk_usage(folder).free)
+        raise StorageError(f"{FAILURE}: {error}; {free} is free in {folder}", REMEDY) from error
+
+
+def write_by_rank_zero(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) -> str:
+    """Collective: the same file without parallel HDF5; the ranks' pieces travel to rank 0; the driver's name."""
+    driver = ""
+    file: h5py.File | None = None
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        if comm.rank == 0:
+            file = h5py.File(path, "r+", locking=False)
+            driver = str(file.driver)
+    try:
+        for piece in _pieces(comm, slab, round_bytes):
+            with agreed(comm, StorageError, FAILURE, REMEDY):
+                _write_all_pieces(comm, file, piece)
+    except StorageError:
+        if file is not None:
+            with contextlib.suppress(Exception):
+                file.close()
+        raise
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        if file is not None:
+            file.close()
+    return driver
+
+
+def _write_all_pieces(comm: MPI.Comm, file: h5py.File | None, own: _Piece) -> None:
+    """Collective: rank 0 (which has the file) writes its own piece, then that of each other rank."""
+    shares = comm.gather((own.first_row, len(own.values)))
+    if shares is None or file is None:
+        comm.Send([own.values.view(np.uint8), MPI.BYTE], dest=0)
+        return
+    failure: StorageError | None = None
+    for source, (first_row, rows) in enumerate(shares):
+        values = own.values
+        if source:
+            values = np.empty(rows, own.values.dtype)
+            comm.Recv([values.view(np.uint8), MPI.BYTE], source=source)
+        # after a failure the other ranks' pieces are still received: they are being sent
+        if rows and failure is None:
+            try:
+                _write(file, _Piece(own.name, first_row, values))
+            except StorageError as error:
+                failure = error
+    if failure is not None:
+        raise failure
+
+
+def compare_with_file(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) -> None:
+    """Collective: raises StorageError on every rank unless the file holds exactly what the ranks hold."""
+    file: h5py.File | None = None
+    try:
+        with agreed(comm, StorageError, FAILURE, REMEDY):
+            file = h5py.File(path, "r", locking=False)
+            for name in layout.EVENT_DTYPES:
+                expected = _rows(name, slab.total_frames, slab.total_events)
+                if file[name].shape != (expected,):
+                    raise StorageError(f"{path}: {name} has shape {file[name].shape} instead of ({expected},)", REMEDY)
+            if file[layout.OFFSETS][-1] != slab.total_events:
+                raise StorageError(f"{path}: the offsets end with {file[layout.OFFSETS][-1]}", REMEDY)
+        for piece in _pieces(comm, slab, round_bytes):
+            with agreed(comm, StorageError, FAILURE, REMEDY):
+                last_row = piece.first_row + len(piece.values)
+                if not np.array_equal(file[piece.name][piece.first_row : last_row], piece.values):
+                    raise StorageError(
+                        f"{path}: {piece.name} [{piece.first_row}:{last_row}] differs from what was written", REMEDY
+                    )
+    finally:
+        if file is not None:
+            file.close()

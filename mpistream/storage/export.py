@@ -1,0 +1,71 @@
+"""Export of a dataset to the file format that stempy reads and writes (version 3)."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mpistream.model.errors import StorageError
+from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
+from mpistream.storage.reader import Dataset, open_dataset
+
+STEMPY_VERSION = 3
+#: Slots written at a time: variable-length rows pass through Python objects.
+CHUNK_SLOTS = 1 << 16
+
+
+def export_stempy(dataset_path: str | Path, out_path: str | Path, overwrite: bool = False) -> Path:
+    """Writes ``out_path``, which ``stempy.io.load_electron_counts`` opens; its absolute path.
+
+    Every position gets as many rows as the position with the most frames has; where frames lack, rows are empty.
+    Raises StorageError, and then leaves no file behind.
+    """
+    target = Path(out_path).absolute()
+    with open_dataset(dataset_path) as dataset:
+        # a row's address takes 16 bytes beside the events themselves
+        check_target(target, overwrite, 4 * dataset.n_electrons + 16 * _slots(dataset) + 2**20)
+        partial = partial_path(target, f"{os.getpid()}")
+        try:
+            with h5py.File(partial, "w", locking=False) as file:
+                _write(file, dataset)
+            flush_to_disk(partial)
+            publish(partial, target, overwrite)
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error}", "free space or choose another folder") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+    return target
+
+
+def _slots(dataset: Dataset) -> int:
+    return dataset.scan_shape[0] * dataset.scan_shape[1] * dataset.frame_slots()[1]
+
+
+def _write(file: h5py.File, dataset: Dataset) -> None:
+    rows, columns = dataset.scan_shape
+    file.attrs["version"] = STEMPY_VERSION
+    positions = file.create_dataset("electron_events/scan_positions", data=np.arange(rows * columns))
+    positions.attrs["Nx"], positions.attrs["Ny"] = columns, rows
+    frames = file.create_dataset(
+        "electron_events/frames", (_slots(dataset),), dtype=h5py.special_dtype(vlen=np.dtype(np.uint32))
+    )
+    # here Nx is the number of rows: stempy names the axes of frames and of scans in opposite order
+    frames.attrs["Nx"], frames.attrs["Ny"] = dataset.frame_shape
+    file.require_group("metadata/electron_counting").attrs.update(dataset.thresholds)
+    _write_frames(frames, dataset)
+
+
+def _write_frames(frames: h5py.Dataset, dataset: Dataset) -> None:
+    slots, _ = dataset.frame_slots()
+    for first in range(0, len(frames), CHUNK_SLOTS):
+        rows = np.empty(min(CHUNK_SLOTS, len(frames) - first), object)
+        rows.fill(np.empty(0, np.uint32))
+        first_frame, end_frame = np.searchsorted(slots, [first, first + len(rows)])
+        begins = dataset.offsets[first_frame : end_frame + 1].astype(np.int64)
+        chunk = dataset.run(first_frame, end_frame).indices
+        for slot, begin, end in zip(slots[first_frame:end_frame] - first, begins, begins[1:], strict=False):
+            rows[slot] = chunk[begin - begins[0] : end - begins[0]]
+        frames[first : first + len(rows)] = rows

@@ -1,0 +1,82 @@
+"""Where a dataset is put: space for it, its name while it is written, and its name once it is complete."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from mpistream.model.errors import StorageError
+
+#: What os.link answers on file systems without hard links.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+
+
+def partial_path(target: Path, tag: str) -> Path:
+    """The name of the dataset while it is written, in the same folder."""
+    return target.with_name(f"{target.name}.partial.{tag}")
+
+
+def check_target(target: Path, overwrite: bool, needed_bytes: int) -> None:
+    """Raises StorageError unless a file of ``needed_bytes`` can become ``target``."""
+    folder = target.parent
+    if not folder.is_dir():
+        raise StorageError(f"the folder {folder} does not exist", f"make it: mkdir -p {folder}")
+    if target.is_dir():
+        raise StorageError(f"{target} is a folder", "give the name of a file")
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{target} needs {readable_bytes(needed_bytes)}, {readable_bytes(free_bytes)} is free in {folder}",
+            "free space there or choose another folder, then repeat the scan",
+        )
+
+
+def publish(partial: Path, target: Path, overwrite: bool) -> int:
+    """Gives the complete file its name in one step, without ``overwrite`` never in place of another; its bytes.
+
+    Raises StorageError if ``target`` has come to exist, OSError if the folder refuses.
+    """
+    file_bytes = partial.stat().st_size
+    if overwrite:
+        os.replace(partial, target)
+    else:
+        try:
+            # unlike a rename, a link fails where the name is taken
+            os.link(partial, target)
+        except FileExistsError:
+            raise _exists(target) from None
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(target):
+                raise _exists(target) from None
+            os.rename(partial, target)
+        else:
+            os.unlink(partial)
+    flush_to_disk(target.parent)
+    return file_bytes
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def readable_bytes(count: int) -> str:
+    """``"1.5 GB"``: decimal units, as disks are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _exists(target: Path) -> StorageError:
+    return StorageError(f"{target} exists", "give another output, or --overwrite to replace it")

@@ -1,0 +1,277 @@
+"""Reading of a dataset: plain HDF5, no MPI.
+
+with open_dataset("scan.h5") as dataset:
+    dark_field = dataset.virtual_image(80, 288)
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from mpistream.model import h5_layout as layout
+from mpistream.model.electron_events import ElectronEvents
+from mpistream.model.errors import StorageError
+from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
+
+if TYPE_CHECKING:
+    from stempy.io.sparse_array import SparseArray
+
+
+def open_dataset(path: str | Path) -> "Dataset":
+    """The dataset ``path``, open until it is closed. Raises StorageError for anything that is not a whole one."""
+    path = Path(path)
+    if not path.is_file():
+        raise StorageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "check the path")
+    try:
+        # a dataset never changes under its final name, and some cluster file systems refuse locks
+        file = h5py.File(path, "r", locking=False)
+    except PermissionError as error:
+        raise StorageError(f"{path} may not be read by this user", "ask its owner for permission") from error
+    except OSError as error:
+        if "truncated" in str(error):
+            raise StorageError(f"{path} is truncated: {error}", "copy it again or repeat the scan") from error
+        raise StorageError(f"{path} is no HDF5 file: {error}", "give the path of an mpistream dataset") from error
+    try:
+        _check_format(file, path)
+        return Dataset(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _check_format(file: h5py.File, path: Path) -> None:
+    if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.FORMAT_NAME:
+        if f"{layout.EVENTS}/frames" in file:
+            raise StorageError(f"{path} is a file of stempy's", "open it with stempy.io.load_electron_counts")
+        raise StorageError(
+            f"{path} is no mpistream dataset", "a scan's output or an unfinished copy of it? check --out"
+        )
+    version = int(file.attrs.get(layout.FORMAT_VERSION_ATTRIBUTE, 0))
+    if version > layout.FORMAT_VERSION:
+        raise StorageError(
+            f"{path} has format version {version}; this release reads up to {layout.FORMAT_VERSION}",
+            "open it with a newer mpistream",
+        )
+    damaged = StorageError(f"{path} is damaged: its event arrays do not fit each other", "copy it again")
+    arrays = {name: file.get(name) for name in layout.EVENT_DTYPES}
+    if not all(isinstance(array, h5py.Dataset) and array.ndim == 1 for array in arrays.values()):
+        raise damaged
+    rows = {name: len(array) for name, array in arrays.items()}
+    frames = rows[layout.FRAME_NUMBER]
+    if not rows[layout.OFFSETS] - 1 == rows[layout.SCAN_POSITION] == rows[layout.MISSING_SECTORS] == frames:
+        raise damaged
+    if arrays[layout.OFFSETS][0] != 0 or arrays[layout.OFFSETS][-1] != rows[layout.INDICES]:
+        raise damaged
+
+
+class Dataset:
+    """A counted scan. Frames are numbered by their row in the file: ordered by (scan position, frame number).
+
+    ``scan_shape`` and ``frame_shape`` are (rows, columns). Arrays of one value per frame are read once and kept; the
+    events are read as they are asked for.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self.path = Path(file.filename)
+        self.scan_shape: tuple[int, int] = _shape(file, layout.SCAN_SHAPE_ATTRIBUTE)
+        self.frame_shape: tuple[int, int] = _shape(file, layout.FRAME_SHAPE_ATTRIBUTE)
+        self.scan_uid = str(file.attrs[layout.SCAN_UID_ATTRIBUTE])
+        self.scan_number = int(file.attrs[layout.SCAN_NUMBER_ATTRIBUTE])
+        self.n_frames: int = file[layout.FRAME_NUMBER].shape[0]
+        self.n_electrons: int = file[layout.INDICES].shape[0]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.n_frames
+
+    def __repr__(self) -> str:
+        scan, frame = (f"{rows} x {columns}" for rows, columns in (self.scan_shape, self.frame_shape))
+        return (
+            f"<mpistream dataset {self.path.name}: {scan} scan, {self.n_frames} frames of {frame} pixels, "
+            f"{self.n_electrons} electrons>"
+        )
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.uint64]:
+        """uint64[n_frames+1]: frame i owns events offsets[i] to offsets[i+1]-1."""
+        return np.asarray(self._file[layout.OFFSETS][:])
+
+    @cached_property
+    def scan_position(self) -> npt.NDArray[np.uint32]:
+        """uint32[n_frames]: row * scan columns + column, ascending."""
+        return np.asarray(self._file[layout.SCAN_POSITION][:])
+
+    @cached_property
+    def frame_number(self) -> npt.NDArray[np.uint64]:
+        """uint64[n_frames]: as the camera numbered the frames."""
+        return np.asarray(self._file[layout.FRAME_NUMBER][:])
+
+    @cached_property
+    def missing_sectors(self) -> npt.NDArray[np.uint8]:
+        """uint8[n_frames]: bit s is set where sector s never came."""
+        return np.asarray(self._file[layout.MISSING_SECTORS][:])
+
+    @cached_property
+    def events(self) -> ElectronEvents:
+        """All frames and events, in memory."""
+        return self.run(0, self.n_frames)
+
+    def run(self, first: int, end: int) -> ElectronEvents:
+        """Frames ``first`` to ``end - 1`` (0 <= first <= end <= n_frames), for working through a scan in parts."""
+        begin, stop = int(self.offsets[first]), int(self.offsets[end])
+        return ElectronEvents(
+            self.scan_position[first:end],
+            self.frame_number[first:end],
+            self.missing_sectors[first:end],
+            self.offsets[first : end + 1] - np.uint64(begin),
+            self._file[layout.INDICES][begin:stop],
+        )
+
+    def frame(self, index: int) -> npt.NDArray[np.uint32]:
+        """uint32[n]: pixels (row * frame columns + column) of the electrons of a frame, ascending.
+
+        Raises IndexError; negative indices count from the end.
+        """
+        if not -self.n_frames <= index < self.n_frames:
+            raise IndexError(f"frame {index} of {self.n_frames}")
+        index %= self.n_frames
+        return np.asarray(self._file[layout.INDICES][int(self.offsets[index]) : int(self.offsets[index + 1])])
+
+    def dense_frame(self, index: int) -> npt.NDArray[np.uint8]:
+        """uint8[frame rows, frame columns]: 1 where there was an electron."""
+        image = np.zeros(self.frame_shape, np.uint8)
+        image.ravel()[self.frame(index)] = 1
+        return image
+
+    def frames_at(self, row: int, column: int) -> list[npt.NDArray[np.uint32]]:
+        """The frames at a scan position, each as from ``frame``; none, one or several. Raises IndexError."""
+        rows, columns = self.scan_shape
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise IndexError(f"scan position ({row}, {column}) of a scan of {rows} x {columns}")
+        position = row * columns + column
+        first, last = np.searchsorted(self.scan_position, [position, position + 1])
+        return [self.frame(index) for index in range(first, last)]
+
+    def virtual_image(self, inner: float, outer: float, center: tuple[float, float] | None = None) -> Image:
+        """uint64[scan rows, scan columns]: electrons with inner <= distance from center < outer, in pixels.
+
+        Without ``center`` (row, column) it is that of the stored images. Several frames at a position are added up;
+        0 where there is none.
+        """
+        mask = annulus_mask(self.frame_shape, inner, outer, center if center is not None else self.center)
+        image = np.zeros(self.scan_shape, np.uint64)
+        for frames in frame_runs(self.offsets):
+            image += virtual_image(self.run(frames.start, frames.stop), mask, self.scan_shape)
+        return image
+
+    def diffraction_sum(self) -> Image:
+        """uint64[frame rows, frame columns]: electrons on each pixel in all frames, counted from the events."""
+        pattern = np.zeros(self.frame_shape, np.uint64)
+        for frames in frame_runs(self.offsets):
+            pattern += diffraction_sum(self.run(frames.start, frames.stop).indices, self.frame_shape)
+        return pattern
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """(row, column) around which the stored images were computed."""
+        row, column = self._file[layout.DIFFRACTION_SUM].attrs[layout.CENTER_ATTRIBUTE]
+        return float(row), float(column)
+
+    @cached_property
+    def images(self) -> dict[str, Image]:
+        """The stored images: bright_field, annular_dark_field, electron_count over the scan, diffraction_sum."""
+        return {name: dataset[:] for name, dataset in self._file[layout.IMAGES].items()}
+
+    def image_radii(self, name: str) -> tuple[float, float]:
+        """Inner and outer radius in pixels of a stored image over the scan. Raises KeyError."""
+        attributes = self._file[f"{layout.IMAGES}/{name}"].attrs
+        return float(attributes[layout.INNER_RADIUS_ATTRIBUTE]), float(attributes[layout.OUTER_RADIUS_ATTRIBUTE])
+
+    @property
+    def dark(self) -> npt.NDArray[Any] | None:
+        """The dark reference that was subtracted, (frame rows, frame columns), if any."""
+        return self._file[layout.DARK][:] if layout.DARK in self._file else None
+
+    @property
+    def gain(self) -> npt.NDArray[Any] | None:
+        """The gain reference that was divided by, (frame rows, frame columns), if any."""
+        return self._file[layout.GAIN][:] if layout.GAIN in self._file else None
+
+    @cached_property
+    def counters(self) -> dict[str, int]:
+        """Totals of the scan: frames, electrons, what was missing, twice or rejected."""
+        return _attributes(self._file[layout.COUNTERS])
+
+    @cached_property
+    def thresholds(self) -> dict[str, Any]:
+        """The counting parameters, named as in stempy's files: background_threshold, x_ray_threshold, ..."""
+        return _attributes(self._file[layout.COUNTING])
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Who wrote the dataset, from what and how: scan_record, versions, seconds, ranks, ..."""
+        group = self._file[layout.PROVENANCE]
+        provenance = _attributes(group)
+        provenance["scan_record"] = json.loads(provenance["scan_record"])
+        for name, member in group.items():
+            provenance[name] = _attributes(member) if isinstance(member, h5py.Group) else member[:]
+        return provenance
+
+    def frame_slots(self) -> tuple[npt.NDArray[np.int64], int]:
+        """For rectangular formats: (int64[n_frames] slot of each frame, slots per position).
+
+        Slot = position * slots per position + 0, 1, ... for the frames of a position; the others stay empty.
+        """
+        first_of_position = np.searchsorted(self.scan_position, self.scan_position)
+        turn = np.arange(self.n_frames) - first_of_position
+        per_position = int(turn.max()) + 1 if self.n_frames else 1
+        return self.scan_position.astype(np.int64) * per_position + turn, per_position
+
+    def to_stempy(self) -> "SparseArray":
+        """The dataset as stempy's SparseArray; further frames at a position are further rows of it.
+
+        Raises StorageError where stempy is not installed.
+        """
+        try:
+            from stempy.io.sparse_array import SparseArray
+        except ImportError as error:
+            raise StorageError(f"stempy cannot be imported: {error}", "install it: pip install stempy") from error
+        slots, per_position = self.frame_slots()
+        rows = np.empty(self.scan_shape[0] * self.scan_shape[1] * per_position, object)
+        rows.fill(np.empty(0, np.uint32))
+        indices, offsets = self.events.indices, self.offsets.tolist()
+        for frame, slot in enumerate(slots.tolist()):
+            rows[slot] = indices[offsets[frame] : offsets[frame + 1]]
+        return SparseArray(
+            rows.reshape(-1, per_position),
+            self.scan_shape,
+            self.frame_shape,
+            metadata={"electron_counting": self.thresholds},
+            validate=False,
+        )
+
+
+def _shape(file: h5py.File, attribute: str) -> tuple[int, int]:
+    rows, columns = file.attrs[attribute]
+    return int(rows), int(columns)
+
+
+def _attributes(group: h5py.Group) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in group.attrs.items()}

@@ -1,0 +1,148 @@
+"""Writing of a dataset by all ranks of a job.
+
+    rank 0   checks the target and its space, lays out the event arrays in <name>.partial.<tag>
+    all      write their slabs into it, in rounds          (or send them to rank 0 without parallel HDF5)
+    rank 0   adds images and metadata
+    all      compare the file with what they hold, flush it to the disk
+    rank 0   gives it its name
+
+Each step's success is agreed: either every rank goes on or all of them raise the same StorageError, the partial file
+is gone, and the ranks can write the next dataset.
+"""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from mpistream.model import h5_layout as layout
+from mpistream.model.agreement import agreed
+from mpistream.model.dataset_description import DatasetDescription, WriteReport
+from mpistream.model.electron_events import Slab
+from mpistream.model.errors import StorageError
+from mpistream.storage.event_arrays import (
+    FAILURE,
+    REMEDY,
+    compare_with_file,
+    create_event_arrays,
+    event_bytes,
+    write_by_all,
+    write_by_rank_zero,
+)
+from mpistream.storage.metadata import ReducedImages, WritingFacts, metadata_bytes, reduce_images, write_metadata
+from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
+
+SERIAL_WARNING = (
+    "h5py was built without parallel HDF5, so rank 0 alone wrote the dataset; for parallel writing install an MPI build"
+    " of HDF5 and build h5py against it: CC=mpicc HDF5_MPI=ON pip install --no-binary=h5py --no-build-isolation h5py"
+)
+
+Result = TypeVar("Result")
+
+
+def write_dataset(
+    comm: MPI.Comm,
+    slab: Slab,
+    description: DatasetDescription,
+    path: str | Path,
+    overwrite: bool = False,
+    *,
+    tag: str | None = None,
+    round_bytes: int = 256 * 2**20,
+    parallel: bool = True,
+    collective: bool = False,
+) -> WriteReport:
+    """Collective: the slabs of all ranks become the dataset ``path`` (rank 0's is taken), complete or not at all.
+
+    tag          distinguishes writers of the same dataset, for instance by epoch; the scan's uid by default
+    round_bytes  most bytes per rank and transfer, below 2**31
+    parallel     False: rank 0 writes for all, as it does with a warning where h5py has no parallel HDF5
+    collective   True: collective MPI-IO transfers, which do not survive a failing disk (see write_by_all)
+
+    Raises StorageError, the same on every rank.
+    """
+    started = time.perf_counter()
+    target = Path(comm.bcast(Path(path).absolute()))
+    partial = partial_path(target, tag or description.scan.uid.hex)
+    in_parallel = parallel and bool(h5py.get_config().mpi)
+    size = event_bytes(slab.total_frames, slab.total_events)
+    images = reduce_images(comm, slab, description)
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        if not 1 <= round_bytes < 2**31:
+            raise StorageError(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
+        if comm.rank == 0:
+            check_target(target, overwrite, size + metadata_bytes(description))
+    writing_started = time.perf_counter()
+    try:
+        _on_rank_zero(comm, lambda: create_event_arrays(partial, slab.total_frames, slab.total_events))
+        if in_parallel:
+            driver = write_by_all(comm, partial, slab, round_bytes, collective)
+        else:
+            driver = write_by_rank_zero(comm, partial, slab, round_bytes)
+        seconds_events = comm.bcast(time.perf_counter() - writing_started)
+        _complete(comm, partial, slab, description, images, driver, seconds_events)
+        compare_with_file(comm, partial, slab, round_bytes)
+        with agreed(comm, StorageError, FAILURE, REMEDY):
+            # every node flushes what its own ranks have written
+            flush_to_disk(partial)
+        file_bytes = _on_rank_zero(comm, lambda: publish(partial, target, overwrite))
+    except StorageError:
+        # agreed, hence raised by all ranks; none returns before the partial file is gone
+        if comm.rank == 0:
+            _remove(partial)
+        comm.Barrier()
+        raise
+    return comm.bcast(
+        WriteReport(
+            path=target,
+            file_bytes=file_bytes,
+            event_bytes=size,
+            writing_ranks=comm.size if in_parallel else 1,
+            parallel=in_parallel,
+            seconds_events=seconds_events,
+            seconds=time.perf_counter() - started,
+            warning=SERIAL_WARNING if parallel and not in_parallel else None,
+        )
+    )
+
+
+def _complete(
+    comm: MPI.Comm,
+    partial: Path,
+    slab: Slab,
+    description: DatasetDescription,
+    images: ReducedImages | None,
+    driver: str,
+    seconds_events: float,
+) -> None:
+    row = (comm.rank, socket.gethostname().encode(), driver.encode(), slab.first_frame, len(slab.events))
+    rows = comm.gather((*row, slab.first_event, len(slab.events.indices)))
+
+    def write() -> None:
+        assert images is not None
+        ranks = np.array(rows, layout.RANK_DTYPE)
+        writing_ranks = int(np.count_nonzero(ranks["driver"]))
+        write_metadata(partial, description, images, WritingFacts(ranks, writing_ranks, {"writing": seconds_events}))
+
+    _on_rank_zero(comm, write)
+
+
+def _on_rank_zero(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
+    """Collective: rank 0 acts, every rank gets the result or the error."""
+    result: Result | None = None
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        if comm.rank == 0:
+            result = action()
+    return cast(Result, comm.bcast(result))
+
+
+def _remove(partial: Path) -> None:
+    # where the folder is gone or refuses, the error on its way says so
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""How blocks travel: sockets, routing, the aggregator."""

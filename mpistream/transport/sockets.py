@@ -1,0 +1,251 @@
+"""The sockets: blocks one way, acknowledgements the other, and the ranks of a job among themselves.
+
+The only module that knows zmq. A socket belongs to the thread that uses it.
+
+    producer  DataOutlet -> DataInlet  aggregator  DataOutlet -> DataInlet  rank
+    producer  AnswerOutlet <- AnswerInlet  aggregator  AnswerOutlet <- AnswerInlet  rank
+
+No socket has a high-water mark in messages: what is under way is bounded in bytes by the producers' windows.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Protocol
+
+import zmq
+
+from mpistream.model.errors import MpistreamError, ProtocolError
+from mpistream.model.job_messages import JobMessage
+from mpistream.model.protocol import Ack, Hello
+
+_log = logging.getLogger(__name__)
+
+#: How many messages one call takes before others get their turn.
+_BATCH = 64
+
+
+class SocketError(MpistreamError):
+    """A socket cannot be bound."""
+
+
+class Waitable(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Sockets:
+    """The sockets of one thread, and the one wait on all of them."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+
+    def wait_for(self, waitable: Waitable) -> None:
+        """Lets ``wait`` also end when ``waitable`` (a Mailbox) has something."""
+        self._poller.register(waitable.fileno(), zmq.POLLIN)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """True as soon as something can be read; False after ``timeout_seconds``."""
+        return bool(self._poller.poll(int(timeout_seconds * 1000)))
+
+    def data_inlet(self, host: str, port: int = 0) -> "DataInlet":
+        socket = self._socket(zmq.PULL)
+        return DataInlet(socket, self._bind(socket, host, port))
+
+    def data_outlet(self, endpoint: str) -> "DataOutlet":
+        socket = self._socket(zmq.PUSH, read=False)
+        socket.connect(endpoint)
+        return DataOutlet(socket)
+
+    def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
+        socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        return AnswerInlet(socket, self._bind(socket, host, port))
+
+    def answer_outlet(self, endpoint: str, hello: Hello) -> "AnswerOutlet":
+        socket = self._socket(zmq.DEALER)
+        socket.connect(endpoint)
+        socket.send(hello.pack())
+        return AnswerOutlet(socket)
+
+    def job_hub(self, host: str) -> "JobHub":
+        socket = self._socket(zmq.ROUTER)
+        return JobHub(socket, self._bind(socket, host, 0))
+
+    def job_spoke(self, endpoint: str) -> "JobSpoke":
+        socket = self._socket(zmq.DEALER)
+        socket.connect(endpoint)
+        return JobSpoke(socket)
+
+    def _socket(self, kind: int, read: bool = True) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 0)
+        if read:
+            self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    @staticmethod
+    def _bind(socket: "zmq.Socket[bytes]", host: str, port: int) -> str:
+        try:
+            if port:
+                socket.bind(f"tcp://{host}:{port}")
+            else:
+                port = socket.bind_to_random_port(f"tcp://{host}")
+        except zmq.ZMQError as error:
+            where = f"port {port} on {host}" if port else f"a port on {host}"
+            if error.errno == zmq.EADDRINUSE:
+                raise SocketError(
+                    f"{where} is taken by another process",
+                    "end that process, or choose another port (0 takes a free one)",
+                ) from error
+            raise SocketError(
+                f"cannot bind {where}: {error.strerror}",
+                "set [network] host to an address of this machine",
+            ) from error
+        return f"tcp://{host}:{port}"
+
+    def forget(self, outlet: "DataOutlet | AnswerOutlet") -> None:
+        """Closes one connection that is needed no more."""
+        if outlet.socket in dict(self._poller.sockets):
+            self._poller.unregister(outlet.socket)
+        outlet.socket.close(linger=0)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class DataInlet:
+    """Where blocks come in: (header, payload), the payload as the buffer into which ZeroMQ received it."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        self._socket = socket
+        self.endpoint = endpoint
+
+    def receive(self) -> Iterator[tuple[bytes, memoryview]]:
+        """The blocks that have arrived, at most a batch of them, without waiting."""
+        for _ in range(_BATCH):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            if len(parts) == 2:
+                yield parts[0].bytes, parts[1].buffer
+            else:
+                yield b"", memoryview(b"")
+
+
+class DataOutlet:
+    """Where blocks go out. Nothing is copied: the payload must stay as it is until it is acknowledged."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self.socket = socket
+
+    def send(self, header: bytes, payload: memoryview | bytes) -> None:
+        self.socket.send_multipart([header, payload], copy=False)
+
+
+class AnswerInlet:
+    """Where those who wait for acknowledgements introduce themselves, and get them.
+
+    An acknowledgement for a producer goes to that producer where it is connected, otherwise to the aggregators; while
+    nobody is connected who could pass it on, it waits.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        self._socket = socket
+        self.endpoint = endpoint
+        self._peers: dict[bytes, int | None] = {}
+        self._waiting: dict[int, list[bytes]] = defaultdict(list)
+
+    def receive(self) -> None:
+        """Takes greetings in, and sends those newcomers what waited for them."""
+        while True:
+            try:
+                identity, message = self._socket.recv_multipart(zmq.NOBLOCK)
+                self._peers[identity] = Hello.unpack(message).producer_id
+            except zmq.Again:
+                break
+            except (ProtocolError, ValueError) as error:
+                _log.warning("refused a greeting: %s", error)
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        for producer_id, messages in waiting.items():
+            for message in messages:
+                self.send(producer_id, message)
+
+    def send(self, producer_id: int, message: bytes) -> None:
+        """Sends a packed Ack on its way to ``producer_id``."""
+        direct = [identity for identity, peer in self._peers.items() if peer == producer_id]
+        aggregators = [identity for identity, peer in self._peers.items() if peer is None]
+        delivered = False
+        for identity in direct or aggregators:
+            try:
+                self._socket.send_multipart([identity, message], zmq.NOBLOCK)
+                delivered = True
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                    raise
+                del self._peers[identity]
+        if not delivered:
+            self._waiting[producer_id].append(message)
+
+
+class AnswerOutlet:
+    """Where acknowledgements are heard."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self.socket = socket
+
+    def receive_packed(self) -> Iterator[bytes]:
+        while True:
+            try:
+                yield self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+
+    def receive(self) -> Iterator[Ack]:
+        for message in self.receive_packed():
+            yield Ack.unpack(message)
+
+
+class JobHub:
+    """The leader's end of the star that joins the ranks of a job."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        self._socket = socket
+        self.endpoint = endpoint
+        self._identities: dict[int, bytes] = {}
+
+    def receive(self) -> Iterator[JobMessage]:
+        while True:
+            try:
+                identity, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = JobMessage.unpack(parts)
+            self._identities[message.rank] = identity
+            yield message
+
+    def tell_all(self, message: JobMessage) -> None:
+        """Sends to every rank that has spoken; ranks speak before any scan is taken on."""
+        parts = message.pack()
+        for identity in self._identities.values():
+            self._socket.send_multipart([identity, *parts])
+
+
+class JobSpoke:
+    """A rank's end of the star."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+
+    def receive(self) -> Iterator[JobMessage]:
+        while True:
+            try:
+                yield JobMessage.unpack(self._socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+
+    def tell(self, message: JobMessage) -> None:
+        self._socket.send_multipart(message.pack())

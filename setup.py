@@ -1,0 +1,26 @@
+"""Builds the extension modules: every ``ext/NAME.pyx`` becomes ``mpistream._ext.NAME``."""
+
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+
+# Float results must be the same bits on every machine: no fused multiply-add, no reassociation.
+COMPILE_ARGS = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+
+extensions = [
+    Extension(
+        f"mpistream._ext.{source.stem}",
+        [f"ext/{source.name}"],
+        include_dirs=["ext", numpy.get_include()],
+        depends=[f"ext/{header.name}" for header in sorted((ROOT / "ext").glob("*.h"))],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=COMPILE_ARGS,
+    )
+    for source in sorted((ROOT / "ext").glob("*.pyx"))
+]
+
+setup(ext_modules=cythonize(extensions, build_dir="build", language_level=3))

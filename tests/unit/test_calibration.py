@@ -1,0 +1,180 @@
+"""Calibration: exact statistics however the frames are divided, and thresholds from pedestals whose truth is known."""
+
+import itertools
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+
+from mpistream.model.errors import CalibrationError, ProtocolError
+from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
+from mpistream.reduction.calibration import SampleStatistics, fit_thresholds, sample_block
+
+
+def pedestal_frames(mean: float, sigma: float, electrons: float = 0.02, frames: int = 2, seed: int = 1) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    shape = (frames, *FRAME_SHAPE)
+    values = random.normal(mean, sigma, shape).round()
+    values += (random.random(shape) < electrons) * random.gamma(2, 60, shape).round()
+    return np.clip(values, 0, 0xFFFF).astype(np.uint16)
+
+
+def addresses_of(frames: np.ndarray) -> np.ndarray:
+    return np.array([[frame[144 * sector].ctypes.data for sector in range(SECTORS)] for frame in frames], np.uint64)
+
+
+def sample(frames: np.ndarray, **references: np.ndarray) -> SampleStatistics:
+    return sample_block(addresses_of(frames), SectorLayout.ROWS, **references)
+
+
+def test_statistics_of_raw_pixels_are_exact() -> None:
+    frames = pedestal_frames(30, 4)
+    frames[0, 0, :2] = [0, 65535]
+    statistics = sample(frames)
+    values = frames.astype(object).ravel()
+    assert statistics.frames == 2
+    assert (statistics.minimum, statistics.maximum) == (0, 65535)
+    assert (statistics.sum, statistics.square_sum) == (32 * values.sum(), 32**2 * (values**2).sum())
+    assert statistics.first_bin == 0
+    np.testing.assert_array_equal(statistics.histogram, np.bincount(frames.ravel()))
+    assert statistics.mean == pytest.approx(frames.mean(), rel=1e-12)
+    assert statistics.variance == pytest.approx(frames.var(ddof=1), rel=1e-12)
+
+
+def test_statistics_of_corrected_pixels() -> None:
+    random = np.random.default_rng(2)
+    dark = random.normal(29.5, 2, FRAME_SHAPE).astype(np.float32)
+    gain = random.normal(1.3, 0.1, FRAME_SHAPE).astype(np.float32)
+    frames = pedestal_frames(30, 4)
+    statistics = sample(frames, dark=dark, gain=gain)
+    values = ((frames.astype(np.float32) - dark) * (np.float32(1) / gain)).astype(np.float64)
+    steps = (np.sign(values) * np.floor(np.abs(values) * 32 + 0.5)).astype(np.int64)
+    bins = (np.sign(values) * np.floor(np.abs(values) + 0.5)).astype(np.int64)
+    assert (statistics.minimum, statistics.maximum) == (values.min(), values.max())
+    assert (statistics.sum, statistics.square_sum) == (steps.sum(), (steps**2).sum())
+    assert statistics.first_bin == bins.min() < 0
+    np.testing.assert_array_equal(statistics.histogram, np.bincount((bins - bins.min()).ravel()))
+    assert statistics.mean == pytest.approx(values.mean(), abs=1e-3)
+    assert statistics.variance == pytest.approx(values.var(), rel=1e-4)
+
+
+def test_values_beyond_the_bins_count_at_their_ends() -> None:
+    frames = np.zeros((1, *FRAME_SHAPE), np.uint16)
+    frames[0, 1, 1] = 60000
+    dark = np.zeros(FRAME_SHAPE, np.float32)
+    dark[2, 2], dark[3, 3] = 1e6, 3e38
+    statistics = sample(frames, dark=dark, gain=np.full(FRAME_SHAPE, 0.1))
+    assert (statistics.minimum, statistics.maximum) == (-65536, 131071)
+    assert (statistics.histogram[0], statistics.histogram[-1]) == (2, 1)
+    assert statistics.pixels == frames.size
+    largest = np.full((1, *FRAME_SHAPE), 65535, np.uint16)
+    assert sample(largest, gain=np.full(FRAME_SHAPE, 0.1)).square_sum == (131071 * 32) ** 2 * largest.size
+
+
+def test_columns_layout_and_incomplete_frames() -> None:
+    frames = pedestal_frames(30, 4, frames=3)
+    sectors = [
+        [np.ascontiguousarray(frame[SectorLayout.COLUMNS.sector_slices(sector)]) for sector in range(SECTORS)]
+        for frame in frames
+    ]
+    addresses = np.array([[sector.ctypes.data for sector in row] for row in sectors], np.uint64)
+    dark = np.random.default_rng(3).normal(20, 2, FRAME_SHAPE)
+    assert sample_block(addresses, SectorLayout.COLUMNS, dark) == sample(frames, dark=dark)
+    addresses[1, 2] = 0
+    assert sample_block(addresses, SectorLayout.COLUMNS, dark) == sample(frames[::2], dark=dark)
+    addresses[:, 0] = 0
+    assert sample_block(addresses, SectorLayout.COLUMNS, dark) == SampleStatistics.empty()
+
+
+def test_the_sum_does_not_depend_on_order_or_grouping() -> None:
+    frames = np.concatenate([pedestal_frames(30, 4, frames=2), pedestal_frames(900, 40, frames=2)])
+    dark = np.random.default_rng(4).normal(20, 2, FRAME_SHAPE).astype(np.float32)
+    whole = sample(frames, dark=dark)
+    singles = [sample(frames[i : i + 1], dark=dark) for i in range(4)]
+    for order in itertools.permutations(singles):
+        total = reduce(add, order, SampleStatistics.empty())
+        assert total == whole
+        assert total.to_bytes() == whole.to_bytes()
+    assert (singles[0] + singles[3]) + (singles[1] + singles[2]) == whole
+    assert singles[0] + singles[1] != whole
+    assert SampleStatistics.empty() + SampleStatistics.empty() == SampleStatistics.empty()
+
+
+def test_over_the_wire() -> None:
+    dark = np.full(FRAME_SHAPE, 35.25)
+    for statistics in (sample(pedestal_frames(30, 4), dark=dark), SampleStatistics.empty()):
+        assert SampleStatistics.from_bytes(statistics.to_bytes()) == statistics
+    data = statistics.to_bytes()
+    for broken in (b"", data[:-1], data + b"\0" * 8, b"\xff" + data[1:]):
+        with pytest.raises(ProtocolError):
+            SampleStatistics.from_bytes(broken)
+
+
+@pytest.mark.parametrize("electrons", [0, 0.01, 0.1])
+@pytest.mark.parametrize(("mean", "sigma"), [(30, 4), (5, 1), (10, 0.5), (200, 12), (1000, 50)])
+def test_the_fit_finds_the_pedestal(mean: float, sigma: float, electrons: float) -> None:
+    statistics = sample(pedestal_frames(mean, sigma, electrons))
+    thresholds = fit_thresholds(statistics, 4.5, 175)
+    # Rounding to whole units widens a peak by a twelfth of a unit squared; a tail as strong as 10 % moves it a little.
+    width = np.sqrt(sigma**2 + 1 / 12)
+    assert thresholds.statistics["optimized_mean"] == pytest.approx(mean, abs=0.2 * sigma)
+    assert thresholds.statistics["optimized_std_dev"] == pytest.approx(width, rel=0.12)
+    assert thresholds.calibrated
+    assert thresholds.sample_frames == 2
+    assert thresholds == fit_thresholds(statistics, 4.5, 175)
+
+
+def test_the_thresholds_and_their_statistics() -> None:
+    frames = pedestal_frames(30, 4)
+    thresholds = fit_thresholds(sample(frames), 4, 10)
+    found = thresholds.statistics
+    assert thresholds.background == found["optimized_mean"] + 4 * found["optimized_std_dev"]
+    assert thresholds.xray == pytest.approx(frames.mean() + 10 * frames.std())
+    assert found == {
+        "number_of_samples": 2,
+        "min_sample": frames.min(),
+        "max_sample": frames.max(),
+        "mean": pytest.approx(frames.mean()),
+        "variance": pytest.approx(frames.var(ddof=1)),
+        "std_dev": pytest.approx(frames.std(ddof=1)),
+        "number_of_bins": int(frames.max()) - int(frames.min()) + 1,
+        "background_threshold_n_sigma": 4,
+        "x_ray_threshold_n_sigma": 10,
+        "optimized_mean": pytest.approx(30, abs=0.1),
+        "optimized_std_dev": pytest.approx(4, rel=0.01),
+    }
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.5, 0.7, 3.0])
+def test_the_fit_bears_the_gaps_that_a_gain_leaves(gain: float) -> None:
+    statistics = sample(pedestal_frames(30, 4), dark=np.full(FRAME_SHAPE, 29.4), gain=np.full(FRAME_SHAPE, gain))
+    found = fit_thresholds(statistics, 4.5, 175).statistics
+    assert found["optimized_mean"] == pytest.approx(0.6 / gain, abs=max(0.2 / gain, 0.2))
+    assert found["optimized_std_dev"] == pytest.approx(4 / gain, rel=0.05)
+
+
+def two_values() -> np.ndarray:
+    frames = np.zeros((1, *FRAME_SHAPE), np.uint16)
+    frames[0, 0, 0] = 1
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "xray_sigmas", "message"),
+    [
+        (np.full((1, *FRAME_SHAPE), 7, np.uint16), 175, "all pixels .* value 7"),
+        (two_values(), 175, "width"),
+        (pedestal_frames(3, 30), 175, "no Gaussian fits"),
+        (pedestal_frames(30, 4, electrons=0), 1, "not below the x-ray threshold"),
+    ],
+)
+def test_samples_that_give_no_thresholds(frames: np.ndarray, xray_sigmas: float, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message) as caught:
+        fit_thresholds(sample(frames), 4.5, xray_sigmas)
+    assert "--background and --xray" in caught.value.remedy
+
+
+def test_no_complete_frame() -> None:
+    with pytest.raises(CalibrationError, match="not one sample frame"):
+        fit_thresholds(SampleStatistics.empty(), 4.5, 175)
