@@ -121,7 +121,8 @@ def print_summary(summary: ScanSummary) -> None:
     print(f"thresholds   background {thresholds.background:.2f}, x-ray {thresholds.xray:.2f} ADU, {origin}")
     print(
         f"incomplete   {counters.frames_incomplete} frames, {counters.sectors_missing} sectors missing, "
-        f"{counters.sectors_duplicate} duplicate, {counters.sectors_rejected} rejected; {counters.frames_lost} frames lost"
+        f"{counters.sectors_duplicate} duplicate, {counters.sectors_rejected} rejected, "
+        f"{counters.frames_lost} frames lost"
     )
     print(
         f"size         {counters.raw_bytes / 1e9:.3f} GB raw, {summary.file_bytes / 1e6:.1f} MB counted ({ratio:.0f}x)"

@@ -1,0 +1,192 @@
+"""Writes that must fail alike on every rank, each followed by one that succeeds in the same processes.
+
+``program_failing_write FOLDER UNWRITABLE SMALL``: UNWRITABLE a folder that takes no file, SMALL a file system of 16 MB
+(either may be ``-``: then its case is left out).
+"""
+
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from mpistream.model.electron_events import ElectronEvents, Slab
+from mpistream.model.errors import StorageError
+from mpistream.reduction.gather import gather_slab
+from mpistream.storage.event_arrays import compare_with_file
+from mpistream.storage.reader import open_dataset
+from mpistream.storage.writer import write_dataset
+from tests.scans import describe
+
+ROWS, COLUMNS = 40, 50
+EVENTS_PER_FRAME = 1000
+#: small, so that a write has many rounds and takes long enough for the disk to fill up meanwhile
+ROUND_BYTES = 4096
+
+
+def make_slab(comm: MPI.Comm) -> Slab:
+    """8 MB of events in all."""
+    mine = np.arange(comm.rank, ROWS * COLUMNS, comm.size)
+    events = ElectronEvents.from_counts(
+        mine.astype(np.uint32),
+        mine.astype(np.uint64),
+        np.zeros(len(mine), np.uint8),
+        np.full(len(mine), EVENTS_PER_FRAME, np.uint32),
+        np.tile(np.arange(EVENTS_PER_FRAME, dtype=np.uint32), len(mine)),
+    )
+    return gather_slab(comm, events, ROWS * COLUMNS)
+
+
+class Case:
+    def __init__(self, comm: MPI.Comm, slab: Slab, folder: Path, parallel: bool) -> None:
+        self.comm, self.slab, self.folder, self.parallel = comm, slab, folder, parallel
+
+    def write(self, path: Path, overwrite: bool = False) -> None:
+        write_dataset(
+            self.comm,
+            self.slab,
+            describe([], ROWS, COLUMNS),
+            path,
+            overwrite,
+            round_bytes=ROUND_BYTES,
+            parallel=self.parallel,
+        )
+
+    def fails(self, path: Path, *reasons: str, overwrite: bool = False) -> None:
+        """Every rank raises the same StorageError, which names one of the reasons and a remedy; nothing is left."""
+        before = folder_names(path.parent)
+        try:
+            self.write(path, overwrite)
+        except StorageError as error:
+            messages = self.comm.allgather((error.message, error.remedy))
+            assert len(set(messages)) == 1, messages
+            assert any(reason in error.message for reason in reasons), (error.message, reasons)
+            assert error.remedy
+        else:
+            raise AssertionError(f"{path} was written, although {reasons}")
+        assert folder_names(path.parent) == before
+
+    def succeeds(self, path: Path, overwrite: bool = False) -> None:
+        self.write(path, overwrite)
+        if self.comm.rank == 0:
+            with open_dataset(path) as dataset:
+                assert dataset.n_electrons == ROWS * COLUMNS * EVENTS_PER_FRAME
+                assert (dataset.images["electron_count"] == EVENTS_PER_FRAME).all()
+        self.comm.Barrier()
+
+
+def folder_names(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+@contextmanager
+def file_size_limit(limited: bool) -> Iterator[None]:
+    """On the rank that is ``limited`` no write reaches beyond the first MB of a file."""
+    if limited:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        if limited:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@contextmanager
+def disk_filling_up(case: Case, folder: Path) -> Iterator[None]:
+    """As soon as the partial file is there, another file takes all the space that is left."""
+    ballast = folder / "ballast"
+
+    def fill() -> None:
+        while not list(folder.glob("*.partial.*")):
+            pass
+        with ballast.open("wb") as file:
+            space = os.statvfs(folder)
+            os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - 65536)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    if case.comm.rank == 0:
+        ballast.touch()
+        thread.start()
+    case.comm.Barrier()
+    yield
+    if case.comm.rank == 0:
+        thread.join()
+        ballast.unlink()
+    case.comm.Barrier()
+
+
+def check_requests(case: Case) -> None:
+    target = case.folder / "taken.h5"
+    case.fails(case.folder / "missing" / "scan.h5", "does not exist")
+    case.succeeds(target)
+    before = target.stat()
+    case.fails(target, "exists")
+    case.fails(case.folder, "is a folder")
+    assert target.stat().st_ino == before.st_ino
+    case.succeeds(target, overwrite=True)
+    assert target.stat().st_ino != before.st_ino
+
+
+def check_failing_rank(case: Case, bad_rank: int) -> None:
+    target = case.folder / f"limited-{bad_rank}.h5"
+    with file_size_limit(case.comm.rank == bad_rank):
+        case.fails(target, f"rank {bad_rank}: ", "the dataset cannot be written")
+    case.succeeds(target)
+    before = target.stat()
+    with file_size_limit(case.comm.rank == bad_rank):
+        case.fails(target, f"rank {bad_rank}: ", "the dataset cannot be written", overwrite=True)
+    # the old dataset stays until the new one is complete
+    assert target.stat().st_ino == before.st_ino
+
+
+def check_comparison(case: Case) -> None:
+    """One wrong event in the file, in the last rank's share, is noticed by all ranks."""
+    import h5py
+
+    path = case.folder / "damaged.h5"
+    case.succeeds(path)
+    if case.comm.rank == 0:
+        with h5py.File(path, "r+") as file:
+            file["electron_events/indices"][-1] += 1
+    case.comm.Barrier()
+    try:
+        compare_with_file(case.comm, path, case.slab, ROUND_BYTES)
+    except StorageError as error:
+        assert "electron_events/indices" in error.message, error
+    else:
+        raise AssertionError("a wrong event went unnoticed")
+
+
+def main() -> None:
+    folder, unwritable, small = sys.argv[1:4]
+    comm = MPI.COMM_WORLD.Dup()
+    slab = make_slab(comm)
+    for parallel in (True, False):
+        case = Case(comm, slab, Path(folder) / f"parallel-{parallel}", parallel)
+        if comm.rank == 0:
+            case.folder.mkdir()
+        comm.Barrier()
+        check_requests(case)
+        for bad_rank in range(comm.size if parallel else 1):
+            check_failing_rank(case, bad_rank)
+        check_comparison(case)
+        if unwritable != "-":
+            case.fails(Path(unwritable) / "scan.h5", "Read-only file system", "Permission denied", "Unable to")
+        if small != "-":
+            with disk_filling_up(case, Path(small)):
+                case.fails(Path(small) / "scan.h5", "free in", "No space left", "the dataset cannot be written")
+            case.succeeds(Path(small) / "scan.h5")
+            case.fails(Path(small) / "second.h5", "needs 9.")
+            if comm.rank == 0:
+                (Path(small) / "scan.h5").unlink()
+    comm.Free()
+    print("failed as they should" if MPI.COMM_WORLD.rank == 0 else "", end="")
+
+
+if __name__ == "__main__":
+    main()
