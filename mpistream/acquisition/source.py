@@ -84,6 +84,14 @@ def open_source(specification: str, sector: int) -> SectorSource:
     return SimulatedSectorSource(_simulation_options(place, options), sector)
 
 
+def absolute_specification(specification: str) -> str:
+    """The same source for a process with another working directory. Raises SourceError."""
+    scheme, place, _ = parse_specification(specification)
+    if scheme != "files":
+        return specification
+    return specification.replace(f"files:{place}", f"files:{Path(place).absolute()}", 1)
+
+
 def parse_specification(specification: str) -> tuple[str, str, dict[str, str]]:
     """``"files:DIR?version=4"`` gives ``("files", "DIR", {"version": "4"})``. Raises SourceError."""
     scheme, colon, rest = specification.partition(":")

@@ -44,10 +44,11 @@ def simulate(scan: str, output: Path, overwrite: bool, **options: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
     """Say what a dataset holds, how it was counted and where it comes from."""
+    from mpistream.cli.report import print_dataset
     from mpistream.storage.reader import open_dataset
 
     with open_dataset(file) as dataset:
-        click.echo(dataset.describe())
+        print_dataset(dataset)
 
 
 @click.command()

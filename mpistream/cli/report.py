@@ -2,13 +2,16 @@
 
 import json
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mpistream.control.run_state import ScanState
 from mpistream.model.scan import ScanRecord, ScanSummary
+
+if TYPE_CHECKING:
+    from mpistream.storage.reader import Dataset
 
 _STAGES = {
     ScanState.ANNOUNCED: "preparing",
@@ -103,6 +106,35 @@ def _rates(summary: ScanSummary) -> dict[str, float]:
         "write": summary.file_bytes,
     }
     return {stage: round(amount / seconds[stage] / 1e9, 3) for stage, amount in amounts.items() if seconds[stage] > 0}
+
+
+def print_dataset(dataset: "Dataset") -> None:
+    """What a dataset says about itself."""
+    counters, thresholds, provenance = dataset.counters, dataset.thresholds, dataset.provenance
+    record, rows, columns = provenance["scan_record"], *dataset.scan_shape
+    samples = thresholds["number_of_samples"]
+    references = [name for name in ("dark", "gain") if getattr(dataset, name) is not None]
+    print(f"dataset      {dataset.path}")
+    print(
+        f"scan         {rows} x {columns} positions, {dataset.n_frames} frames of {dataset.frame_shape[0]} x ", end=""
+    )
+    print(f"{dataset.frame_shape[1]} pixels, camera's number {dataset.scan_number}, uid {dataset.scan_uid}")
+    print(f"electrons    {dataset.n_electrons}")
+    print(
+        f"thresholds   background {thresholds['background_threshold']:.2f}, "
+        f"x-ray {thresholds['x_ray_threshold']:.2f} ADU, "
+        f"{f'calibrated from {samples} frames' if thresholds['threshold_calculated'] else 'as given'}"
+    )
+    print(f"references   {', '.join(references) or 'none'}")
+    print("counters     " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counters.items()))
+    for name in ("bright_field", "annular_dark_field"):
+        inner, outer = dataset.image_radii(name)
+        label = "dark field" if "dark" in name else "bright field"
+        print(f"{label:<13}{inner:g} to {outer:g} pixels around {dataset.center[0]:.1f}, ", end="")
+        print(f"{dataset.center[1]:.1f} (row, column)")
+    print(f"source       {record['source']}")
+    print(f"written      {provenance['written_utc']} by {provenance['writing_ranks']} ranks of job {provenance['job']}")
+    print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))
 
 
 def print_json(summary: ScanSummary) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpistream.acquisition.source import SourceDescription, describe_source
+from mpistream.acquisition.source import SourceDescription, absolute_specification, describe_source
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
@@ -75,7 +75,7 @@ def announce(registry: Registry, config: Config, request: ScanRequest, descripti
         scan_number=description.scan_number,
         rows=description.scan_shape.rows,
         columns=description.scan_shape.columns,
-        source=request.source,
+        source=absolute_specification(request.source),
         encoding=description.encoding,
         first_frame=description.first_frame,
         last_frame=description.last_frame,

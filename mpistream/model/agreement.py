@@ -43,6 +43,10 @@ def agreed(comm: Communicator, error_type: type[MpistreamError], what: str, reme
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return (
+            f"{error.strerror} ({error.filename})"
+            if error.strerror and error.filename
+            else error.strerror or str(error)
+        )
     return f"{type(error).__name__}: {error}"

@@ -66,7 +66,7 @@ class RanksConfig(_Section):
 
 
 class WatchdogConfig(_Section):
-    stall_seconds: float = Field(default=10.0, gt=0, description="a rank silent for so long ends its MPI job")
+    stall_seconds: float = Field(default=10.0, ge=3, description="a rank silent for so long ends its MPI job")
     assembly_seconds: float = Field(default=900.0, gt=0, description="longest time for gathering and writing")
 
 

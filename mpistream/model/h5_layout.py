@@ -54,7 +54,7 @@ PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"
 PROVENANCE_VERSIONS = f"{PROVENANCE}/versions"
 PROVENANCE_RANKS = f"{PROVENANCE}/ranks"
 
-#: One row per rank: its share of the events, and the HDF5 driver with which it wrote them (empty: rank 0 did).
+#: One row per rank: its share of the events, and what it wrote them with: HDF5's driver, or posix (empty: rank 0 did).
 RANK_DTYPE = [
     ("rank", "<u4"),
     ("host", "S64"),

@@ -27,7 +27,9 @@ from mpistream.transport.sockets import Sockets
 
 _log = logging.getLogger(__name__)
 
-_HEARTBEAT_SECONDS = 0.5
+#: Heartbeats carry the progress that a user watches; without a scan they only show that everybody is alive.
+_HEARTBEAT_SECONDS = 0.25
+_IDLE_HEARTBEAT_SECONDS = 1.0
 #: A process that refuses block after block says so once in a while, not every time.
 _LOG_REFUSED_EVERY = 1000
 
@@ -117,13 +119,17 @@ class RankReceiver:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._sockets.wait(_HEARTBEAT_SECONDS)
+                self._sockets.wait(self._heartbeat_seconds)
                 self._receive_blocks()
                 self._send_acknowledgements()
                 self._talk()
                 self._beat()
         except BaseException as error:
             self._abort(error)
+
+    @property
+    def _heartbeat_seconds(self) -> float:
+        return _HEARTBEAT_SECONDS if self._scans else _IDLE_HEARTBEAT_SECONDS
 
     def _receive_blocks(self) -> None:
         for packed, payload in self._inlet.receive():
@@ -231,7 +237,7 @@ class RankReceiver:
         """Every rank shows the leader that it is alive, the leader every rank; who is silent ends the job."""
         self._watchdog.check()
         now = time.monotonic()
-        if now - self._last_heartbeat < _HEARTBEAT_SECONDS:
+        if now - self._last_heartbeat < self._heartbeat_seconds:
             return
         self._last_heartbeat = now
         progress = {str(uid): scan.progress() for uid, scan in self._scans.items()}

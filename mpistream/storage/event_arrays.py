@@ -20,6 +20,7 @@ from mpistream.model import h5_layout as layout
 from mpistream.model.agreement import agreed
 from mpistream.model.electron_events import Slab
 from mpistream.model.errors import StorageError
+from mpistream.storage.disk_file import hdf5_on_disk, write_fully
 from mpistream.storage.placement import readable_bytes
 
 FAILURE = "the dataset cannot be written"
@@ -44,13 +45,15 @@ def _rows(name: str, frames: int, events: int) -> int:
     return {layout.INDICES: events, layout.OFFSETS: frames + 1}.get(name, frames)
 
 
-def create_event_arrays(path: Path, frames: int, events: int) -> None:
+def create_event_arrays(path: Path, frames: int, events: int) -> dict[str, int]:
     """A new file with the five arrays, contiguous, their space laid out but not written. Replaces ``path``.
 
     One rank does this without MPI: then no rank has metadata to flush when all have the file open, and nothing
-    about it must be done by all ranks alike.
+    about it must be done by all ranks alike. Returns the address in the file, in bytes, of each array that is not
+    empty.
     """
-    with h5py.File(path, "w", locking=False) as file:
+    addresses = {}
+    with hdf5_on_disk(path, "w") as (file, _):
         for name, dtype in layout.EVENT_DTYPES.items():
             creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             creation.set_layout(h5py.h5d.CONTIGUOUS)
@@ -59,7 +62,10 @@ def create_event_arrays(path: Path, frames: int, events: int) -> None:
             group, _, leaf = name.rpartition("/")
             space = h5py.h5s.create_simple((_rows(name, frames, events),))
             kind = h5py.h5t.py_create(np.dtype(dtype))
-            h5py.h5d.create(file.require_group(group).id, leaf.encode(), kind, space, dcpl=creation)
+            dataset = h5py.h5d.create(file.require_group(group).id, leaf.encode(), kind, space, dcpl=creation)
+            if (address := dataset.get_offset()) is not None:
+                addresses[name] = int(address)
+    return addresses
 
 
 def _pieces(comm: MPI.Comm, slab: Slab, round_bytes: int) -> Iterator[_Piece]:
@@ -116,7 +122,7 @@ def write_by_all(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int, colle
     return driver
 
 
-def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID | None = None) -> None:
+def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID) -> None:
     """One transfer; an empty piece takes part with an empty selection, as a collective one must."""
     dataset = file[piece.name].id
     in_file = dataset.get_space()
@@ -132,39 +138,35 @@ def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID | None = 
         # HDF5 does not pass the system's reason on; most often it is this one
         folder = Path(os.fsdecode(file.filename)).parent
         free = readable_bytes(shutil.disk_usage(folder).free)
-        raise StorageError(f"{FAILURE}: {error}; {free} is free in {folder}", REMEDY) from error
+        raise OSError(f"{error}; {free} is free in {folder}") from error
 
 
-def write_by_rank_zero(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) -> str:
-    """Collective: the same file without parallel HDF5; the ranks' pieces travel to rank 0; the driver's name."""
-    driver = ""
-    file: h5py.File | None = None
-    with agreed(comm, StorageError, FAILURE, REMEDY):
-        if comm.rank == 0:
-            file = h5py.File(path, "r+", locking=False)
-            driver = str(file.driver)
+def write_by_rank_zero(comm: MPI.Comm, path: Path, addresses: dict[str, int], slab: Slab, round_bytes: int) -> str:
+    """Collective: the same file without parallel HDF5; the ranks' pieces travel to rank 0; the means, on rank 0.
+
+    ``addresses`` are those from ``create_event_arrays``: contiguous arrays can be written without HDF5.
+    """
+    descriptor: int | None = None
     try:
+        with agreed(comm, StorageError, FAILURE, REMEDY):
+            if comm.rank == 0:
+                descriptor = os.open(path, os.O_WRONLY)
         for piece in _pieces(comm, slab, round_bytes):
             with agreed(comm, StorageError, FAILURE, REMEDY):
-                _write_all_pieces(comm, file, piece)
-    except StorageError:
-        if file is not None:
-            with contextlib.suppress(Exception):
-                file.close()
-        raise
-    with agreed(comm, StorageError, FAILURE, REMEDY):
-        if file is not None:
-            file.close()
-    return driver
+                _write_all_pieces(comm, descriptor, addresses.get(piece.name, 0), piece)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return "posix" if comm.rank == 0 else ""
 
 
-def _write_all_pieces(comm: MPI.Comm, file: h5py.File | None, own: _Piece) -> None:
+def _write_all_pieces(comm: MPI.Comm, descriptor: int | None, address: int, own: _Piece) -> None:
     """Collective: rank 0 (which has the file) writes its own piece, then that of each other rank."""
     shares = comm.gather((own.first_row, len(own.values)))
-    if shares is None or file is None:
+    if shares is None or descriptor is None:
         comm.Send([own.values.view(np.uint8), MPI.BYTE], dest=0)
         return
-    failure: StorageError | None = None
+    failure: OSError | None = None
     for source, (first_row, rows) in enumerate(shares):
         values = own.values
         if source:
@@ -173,8 +175,8 @@ def _write_all_pieces(comm: MPI.Comm, file: h5py.File | None, own: _Piece) -> No
         # after a failure the other ranks' pieces are still received: they are being sent
         if rows and failure is None:
             try:
-                _write(file, _Piece(own.name, first_row, values))
-            except StorageError as error:
+                write_fully(descriptor, values.view(np.uint8).data, address + first_row * values.itemsize)
+            except OSError as error:
                 failure = error
     if failure is not None:
         raise failure

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from mpistream.model.errors import StorageError
+from mpistream.storage.disk_file import DiskFile, hdf5_on_disk
 from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
 from mpistream.storage.reader import Dataset, open_dataset
 
 STEMPY_VERSION = 3
 #: Slots written at a time: variable-length rows pass through Python objects.
 CHUNK_SLOTS = 1 << 16
+ROW_DTYPE = h5py.vlen_dtype(np.uint32)
 
 
 def export_stempy(dataset_path: str | Path, out_path: str | Path, overwrite: bool = False) -> Path:
@@ -28,8 +31,8 @@ def export_stempy(dataset_path: str | Path, out_path: str | Path, overwrite: boo
         check_target(target, overwrite, 4 * dataset.n_electrons + 16 * _slots(dataset) + 2**20)
         partial = partial_path(target, f"{os.getpid()}")
         try:
-            with h5py.File(partial, "w", locking=False) as file:
-                _write(file, dataset)
+            with hdf5_on_disk(partial, "w") as (file, disk):
+                _write(file, disk, dataset)
             flush_to_disk(partial)
             publish(partial, target, overwrite)
         except OSError as error:
@@ -44,28 +47,34 @@ def _slots(dataset: Dataset) -> int:
     return dataset.scan_shape[0] * dataset.scan_shape[1] * dataset.frame_slots()[1]
 
 
-def _write(file: h5py.File, dataset: Dataset) -> None:
+def _write(file: h5py.File, disk: DiskFile, dataset: Dataset) -> None:
     rows, columns = dataset.scan_shape
     file.attrs["version"] = STEMPY_VERSION
     positions = file.create_dataset("electron_events/scan_positions", data=np.arange(rows * columns))
     positions.attrs["Nx"], positions.attrs["Ny"] = columns, rows
-    frames = file.create_dataset(
-        "electron_events/frames", (_slots(dataset),), dtype=h5py.special_dtype(vlen=np.dtype(np.uint32))
-    )
+    frames = file.create_dataset("electron_events/frames", (_slots(dataset),), dtype=ROW_DTYPE)
     # here Nx is the number of rows: stempy names the axes of frames and of scans in opposite order
     frames.attrs["Nx"], frames.attrs["Ny"] = dataset.frame_shape
     file.require_group("metadata/electron_counting").attrs.update(dataset.thresholds)
-    _write_frames(frames, dataset)
+    _write_frames(frames, disk, dataset)
 
 
-def _write_frames(frames: h5py.Dataset, dataset: Dataset) -> None:
+def _write_frames(frames: h5py.Dataset, disk: DiskFile, dataset: Dataset) -> None:
     slots, _ = dataset.frame_slots()
     for first in range(0, len(frames), CHUNK_SLOTS):
-        rows = np.empty(min(CHUNK_SLOTS, len(frames) - first), object)
+        rows = np.empty(min(CHUNK_SLOTS, len(frames) - first), ROW_DTYPE)
         rows.fill(np.empty(0, np.uint32))
         first_frame, end_frame = np.searchsorted(slots, [first, first + len(rows)])
         begins = dataset.offsets[first_frame : end_frame + 1].astype(np.int64)
         chunk = dataset.run(first_frame, end_frame).indices
         for slot, begin, end in zip(slots[first_frame:end_frame] - first, begins, begins[1:], strict=False):
             rows[slot] = chunk[begin - begins[0] : end - begins[0]]
-        frames[first : first + len(rows)] = rows
+        _write_rows(frames, first, rows)
+        disk.check()
+
+
+def _write_rows(frames: h5py.Dataset, first: int, rows: npt.NDArray[np.object_]) -> None:
+    """Without h5py's convenience, which takes rows of equal lengths for an array of two dimensions."""
+    in_file = frames.id.get_space()
+    in_file.select_hyperslab((first,), rows.shape)
+    frames.id.write(h5py.h5s.create_simple(rows.shape), in_file, rows, h5py.h5t.py_create(ROW_DTYPE))

@@ -27,6 +27,7 @@ from mpistream.model.virtual_images import (
     sum_over_positions,
     virtual_image,
 )
+from mpistream.storage.disk_file import hdf5_on_disk
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def metadata_bytes(description: DatasetDescription) -> int:
 def write_metadata(path: Path, description: DatasetDescription, images: ReducedImages, facts: WritingFacts) -> None:
     """Completes the file, without MPI. Raises OSError."""
     scan = description.scan
-    with h5py.File(path, "r+", locking=False) as file:
+    with hdf5_on_disk(path, "r+") as (file, _):
         file.attrs[layout.FORMAT_ATTRIBUTE] = layout.FORMAT_NAME
         file.attrs[layout.FORMAT_VERSION_ATTRIBUTE] = layout.FORMAT_VERSION
         file.attrs[layout.SCAN_SHAPE_ATTRIBUTE] = np.array(description.scan_shape, "<u4")

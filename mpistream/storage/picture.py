@@ -18,6 +18,11 @@ COLOURS = "magma"
 BRIGHT_FIELD_COLOUR = "#39d0ff"
 DARK_FIELD_COLOUR = "#7dff6b"
 INK = "#222222"
+FAINT_INK = "#5a5a5a"
+
+#: Place of the three square panels, in fractions of the 16:9 figure.
+LEFT, BOTTOM, WIDTH, STEP = 0.045, 0.205, 0.285, 0.3275
+HEIGHT = WIDTH * 16 / 9
 
 
 def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
@@ -45,21 +50,41 @@ def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
 def _draw(figure: "Figure", dataset: Dataset) -> None:
     rows, columns = dataset.scan_shape
     images = dataset.images
-    figure.text(0.03, 0.945, dataset.path.name, fontsize=26, weight="bold", color=INK, va="center")
-    figure.text(0.03, 0.895, _summary(dataset), fontsize=17, color="#555555", va="center")
-    panels = figure.subplots(
-        1, 3, gridspec_kw={"left": 0.03, "right": 0.985, "bottom": 0.06, "top": 0.81, "wspace": 0.12}
-    )
-    for panel, name, title in (
-        (panels[0], "bright_field", "Virtual bright field"),
-        (panels[1], "annular_dark_field", "Virtual annular dark field"),
+    figure.text(LEFT, 0.935, dataset.path.name, fontsize=26, weight="bold", color=INK, va="center")
+    figure.text(LEFT, 0.888, _summary(dataset), fontsize=17, color=FAINT_INK, va="center")
+    for place, name, title in (
+        (0, "bright_field", "Virtual bright field"),
+        (1, "annular_dark_field", "Virtual annular dark field"),
     ):
         inner, outer = dataset.image_radii(name)
-        shown = panel.imshow(images[name], cmap=COLOURS, interpolation="nearest", **_limits(images[name]))
-        _finish(panel, shown, f"{title}\n{inner:g} to {outer:g} pixels", "electrons per position")
-        panel.set_xlabel(f"scan column (of {columns})", fontsize=14)
-        panel.set_ylabel(f"scan row (of {rows})", fontsize=14)
-    _draw_pattern(panels[2], dataset, images["diffraction_sum"])
+        panel = _panel(figure, place, title, f"{inner:g} to {outer:g} detector pixels from the beam")
+        low, high = _limits(images[name])
+        shown = panel.imshow(images[name], cmap=COLOURS, interpolation="nearest", vmin=low, vmax=high)
+        _label(panel, f"scan column (of {columns})", f"scan row (of {rows})")
+        _bar(figure, place, shown, "electrons per position")
+    _draw_pattern(figure, 2, dataset, images["diffraction_sum"])
+
+
+def _panel(figure: "Figure", place: int, title: str, subtitle: str) -> "Axes":
+    panel = figure.add_axes((LEFT + place * STEP, BOTTOM, WIDTH, HEIGHT))
+    middle = LEFT + place * STEP + WIDTH / 2
+    figure.text(middle, BOTTOM + HEIGHT + 0.055, title, fontsize=19, color=INK, ha="center", va="center")
+    figure.text(middle, BOTTOM + HEIGHT + 0.022, subtitle, fontsize=14, color=FAINT_INK, ha="center", va="center")
+    return panel
+
+
+def _label(panel: "Axes", horizontal: str, vertical: str) -> None:
+    panel.set_xlabel(horizontal, fontsize=14)
+    panel.set_ylabel(vertical, fontsize=14)
+    panel.tick_params(labelsize=12)
+
+
+def _bar(figure: "Figure", place: int, shown: Any, label: str) -> None:
+    bar = figure.colorbar(
+        shown, cax=figure.add_axes((LEFT + place * STEP, BOTTOM - 0.105, WIDTH, 0.016)), orientation="horizontal"
+    )
+    bar.set_label(label, fontsize=14)
+    bar.ax.tick_params(labelsize=12)
 
 
 def _summary(dataset: Dataset) -> str:
@@ -77,38 +102,31 @@ def _summary(dataset: Dataset) -> str:
     return "   ·   ".join(parts)
 
 
-def _limits(image: Image) -> dict[str, float]:
+def _limits(image: Image) -> tuple[float, float]:
     """A range of grey values that a few odd positions do not spoil."""
     low, high = np.percentile(image, (0.5, 99.5))
-    return {"vmin": float(low), "vmax": float(max(high, low + 1))}
+    return float(low), float(max(high, low + 1))
 
 
-def _draw_pattern(panel: "Axes", dataset: Dataset, pattern: Image) -> None:
+def _draw_pattern(figure: "Figure", place: int, dataset: Dataset, pattern: Image) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Circle
 
+    panel = _panel(figure, place, "Summed diffraction pattern", "all frames, logarithmic, with the virtual detectors")
     norm = LogNorm(vmin=1, vmax=max(10, int(pattern.max())))
     # pixels without electrons have no logarithm: they get the lowest colour
     shown = panel.imshow(np.maximum(pattern, 1), cmap=COLOURS, norm=norm, interpolation="antialiased")
+    # rings may reach beyond the frame and must not widen the view
+    panel.autoscale(False)
     row, column = dataset.center
-    for name, colour in (("bright_field", BRIGHT_FIELD_COLOUR), ("annular_dark_field", DARK_FIELD_COLOUR)):
+    for name, label, colour in (
+        ("bright_field", "bright field", BRIGHT_FIELD_COLOUR),
+        ("annular_dark_field", "annular dark field", DARK_FIELD_COLOUR),
+    ):
+        panel.plot([], [], color=colour, linewidth=2, label=label)
         for radius in dataset.image_radii(name):
             if radius > 0:
-                ring = Circle((column, row), radius, fill=False, edgecolor=colour, linewidth=1.8, clip_on=True)
-                panel.add_patch(ring)
-    handles = [
-        Circle((0, 0), 1, fill=False, edgecolor=colour, linewidth=1.8, label=label)
-        for colour, label in ((BRIGHT_FIELD_COLOUR, "bright field"), (DARK_FIELD_COLOUR, "annular dark field"))
-    ]
-    panel.legend(handles=handles, loc="lower right", fontsize=12, facecolor="black", labelcolor="white", framealpha=0.6)
-    _finish(panel, shown, "Summed diffraction pattern\nlogarithmic", "electrons per pixel")
-    panel.set_xlabel("detector column", fontsize=14)
-    panel.set_ylabel("detector row", fontsize=14)
-
-
-def _finish(panel: "Axes", shown: Any, title: str, label: str) -> None:
-    panel.set_title(title, fontsize=17, color=INK, pad=12)
-    panel.tick_params(labelsize=12)
-    bar = panel.figure.colorbar(shown, ax=panel, orientation="horizontal", pad=0.11, fraction=0.04, aspect=40)
-    bar.set_label(label, fontsize=14)
-    bar.ax.tick_params(labelsize=12)
+                panel.add_patch(Circle((column, row), radius, fill=False, edgecolor=colour, linewidth=1.8))
+    panel.legend(loc="lower right", fontsize=12, facecolor="black", labelcolor="white", framealpha=0.6)
+    _label(panel, "detector column", "detector row")
+    _bar(figure, place, shown, "electrons per pixel")

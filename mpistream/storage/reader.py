@@ -40,6 +40,9 @@ def open_dataset(path: str | Path) -> "Dataset":
     try:
         _check_format(file, path)
         return Dataset(file)
+    except KeyError as error:
+        file.close()
+        raise StorageError(f"{path} is damaged: {error}", "copy it again") from error
     except BaseException:
         file.close()
         raise

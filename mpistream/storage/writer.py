@@ -80,11 +80,11 @@ def write_dataset(
             check_target(target, overwrite, size + metadata_bytes(description))
     writing_started = time.perf_counter()
     try:
-        _on_rank_zero(comm, lambda: create_event_arrays(partial, slab.total_frames, slab.total_events))
+        addresses = _on_rank_zero(comm, lambda: create_event_arrays(partial, slab.total_frames, slab.total_events))
         if in_parallel:
             driver = write_by_all(comm, partial, slab, round_bytes, collective)
         else:
-            driver = write_by_rank_zero(comm, partial, slab, round_bytes)
+            driver = write_by_rank_zero(comm, partial, addresses, slab, round_bytes)
         seconds_events = comm.bcast(time.perf_counter() - writing_started)
         _complete(comm, partial, slab, description, images, driver, seconds_events)
         compare_with_file(comm, partial, slab, round_bytes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpistream.acquisition.sector_files import SectorFileWriter, sector_file_name, write_sector_files
-from mpistream.acquisition.source import SourceDescription, describe_source, open_source
+from mpistream.acquisition.source import SourceDescription, absolute_specification, describe_source, open_source
 from mpistream.model.errors import SourceError
 from mpistream.model.geometry import (
     FRAME_SHAPE,
@@ -350,3 +350,11 @@ def test_a_wrong_specification_says_what_is_allowed(tmp_path: Path, specificatio
 def test_there_is_no_sector_4(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="sectors 0 to 3"):
         open_source("sim:2x2", 4)
+
+
+def test_a_specification_can_be_made_independent_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_specification("files:sectors?version=4") == f"files:{tmp_path}/sectors?version=4"
+    assert absolute_specification("sim:4x5?seed=2") == "sim:4x5?seed=2"

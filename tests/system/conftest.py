@@ -1,0 +1,41 @@
+"""Every module has a folder of its own; when it is done, no process that it started may be left."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.command_line import CommandLine, nothing_is_left
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("system")
+    with nothing_is_left(str(folder)):
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def cli(place: Path) -> CommandLine:
+    return CommandLine(place)
+
+
+@pytest.fixture(scope="module")
+def testbed(cli: CommandLine) -> Iterator[CommandLine]:
+    """A testbed of 2 groups of 2 ranks that all tests of a module share."""
+    cli.run("testbed", "up").succeeded()
+    yield cli
+    cli.run("testbed", "down").succeeded()
+
+
+@pytest.fixture
+def output(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where a test lets its dataset be written; nothing beside it may remain."""
+    folder = place / "output"
+    folder.mkdir()
+    yield folder / "scan.h5"
+    left = [path.name for path in folder.iterdir() if ".partial" in path.name]
+    shutil.rmtree(folder)
+    assert not left, f"unfinished files are left: {left}"
