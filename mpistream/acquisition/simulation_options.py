@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpistream.model.errors import SourceError
 from mpistream.model.geometry import ScanShape, SectorLayout
@@ -45,6 +45,11 @@ class SimulationOptions(BaseModel):
     hot_pixels: int = Field(default=10, ge=0, le=10_000)
     reorder: int | Literal["all"] = 0
     files_per_sector: int = Field(default=1, ge=1, le=1000)
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version_as_text(cls, version: object) -> object:
+        return int(version) if isinstance(version, str) and version.isdecimal() else version
 
     @model_validator(mode="after")
     def _fits_the_header(self) -> Self:

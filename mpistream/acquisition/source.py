@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mpistream.acquisition.layout_check import looks_like_other_layout
 from mpistream.acquisition.sector_files import FileSectorSource, list_sector_files
 from mpistream.acquisition.sector_index import check_one_position_each, identify_scan, index_sector
 from mpistream.acquisition.simulation_options import SimulationOptions
@@ -150,6 +151,12 @@ def _describe_files(directory: Path, encoding: Encoding, skip_bad_records: bool)
     notes = [f"sector {sector} has no file: all of it counts as missing" for sector in without_files]
     if files[0].scan_number != scan.scan_number:
         notes.append(f"the files are named after scan {files[0].scan_number}, their headers say {scan.scan_number}")
+    if looks_like_other_layout(indices, encoding.layout):
+        other = 9 - int(encoding)  # 4 or 5
+        notes.append(
+            f"the pixels look as if these were files of version {other}, not {int(encoding)}; "
+            f"files:{directory}?version={other} reads them so"
+        )
     return SourceDescription(
         scan.scan_number,
         scan.scan_shape,

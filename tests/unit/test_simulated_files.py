@@ -192,3 +192,11 @@ def test_leftovers_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:
         (dirty / f"data_scan0000000001_module{sector}_part000.data.partial").write_bytes(bytes(9 * RECORD_BYTES))
     assert [path.read_bytes() for path in simulate_to_files(options, dirty)] == clean
     assert not list(dirty.glob("*.partial"))
+
+
+@pytest.mark.parametrize("written", [4, 5])
+def test_files_read_as_the_other_version_are_noticed(tmp_path: Path, written: int) -> None:
+    simulate_to_files(SimulationOptions.parse("2x4", {"version": str(written)}), tmp_path)
+    hint = f"version={written} reads them so"
+    assert not any(hint in note for note in describe_source(f"files:{tmp_path}?version={written}").notes)
+    assert any(hint in note for note in describe_source(f"files:{tmp_path}?version={9 - written}").notes)

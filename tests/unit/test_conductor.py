@@ -1,0 +1,315 @@
+"""The conductor under every order in which its news can come."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpistream.control.conductor import Conductor
+from mpistream.control.run_state import ScanState, check_transition
+from mpistream.model.errors import CalibrationError, MpistreamError, ScanFailed
+from mpistream.model.geometry import SECTORS
+from mpistream.model.job_messages import JobMessage, JobMessageKind
+from mpistream.model.scan import Counters, CountingParameters, ScanRecord, ScanSummary, SectorEnd, Thresholds
+from tests.unit.made_up_blocks import GIVEN, scan_record
+
+CALIBRATED = CountingParameters(sample_frames=4)
+THRESHOLDS = Thresholds(background=40.0, xray=900.0, calibrated=True)
+ENDS_BADLY = {ScanState.FAILED, ScanState.ABORTED}
+
+
+def fit(samples: Mapping[int, bytes], record: ScanRecord) -> Thresholds | None:
+    """Wants every sample block; a sample that says so cannot be fitted."""
+    if b"bad" in samples.values():
+        raise CalibrationError("no Gaussian fits")
+    return THRESHOLDS if set(record.sample_blocks) <= samples.keys() else None
+
+
+def end_of(sector: int) -> SectorEnd:
+    return SectorEnd(
+        sector=sector,
+        producer_id=sector,
+        blocks=2,
+        records=8,
+        digest=sector,
+        sectors_duplicate=0,
+        sectors_rejected=0,
+        seconds_reading=0.0,
+        seconds_sending=0.0,
+    )
+
+
+def summary_of(record: ScanRecord) -> ScanSummary:
+    counters = Counters.model_validate(dict.fromkeys(Counters.model_fields, 0))
+    return ScanSummary(
+        dataset=record.output,
+        scan_shape=(record.rows, record.columns),
+        counters=counters,
+        thresholds=THRESHOLDS,
+        file_bytes=1,
+        seconds={},
+    )
+
+
+@dataclass
+class World:
+    """What etcd holds and what the ranks were told. Refuses, as the registry does, what is not legal."""
+
+    states: dict[UUID, list[ScanState]] = field(default_factory=dict)
+    told: dict[UUID, list[tuple[JobMessageKind, dict[str, Any]]]] = field(default_factory=dict)
+    thresholds: dict[UUID, Thresholds] = field(default_factory=dict)
+    summaries: dict[UUID, ScanSummary] = field(default_factory=dict)
+
+    def announce(self, conductor: Conductor, record: ScanRecord) -> None:
+        self.states[record.uid] = [ScanState.ANNOUNCED]
+        self.told[record.uid] = []
+        conductor.announced(record)
+
+    def state(self, record: ScanRecord) -> ScanState:
+        return self.states[record.uid][-1]
+
+    def kinds(self, record: ScanRecord) -> list[JobMessageKind]:
+        return [kind for kind, _ in self.told[record.uid]]
+
+    # Outputs
+
+    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any]) -> None:
+        uid = UUID(fields["record"]["uid"] if kind is JobMessageKind.PREPARE else fields["uid"])
+        if kind is JobMessageKind.ASSEMBLE:
+            assert not self.states[uid][-1].is_final, f"the ranks shall write a scan that is {self.states[uid][-1]}"
+        self.told[uid].append((kind, fields))
+
+    def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
+        if self.states[uid][-1].is_final:
+            return False
+        check_transition(self.states[uid][-1], state)
+        self.states[uid].append(state)
+        return True
+
+    def write_thresholds(self, uid: UUID, thresholds: Thresholds) -> None:
+        assert uid not in self.thresholds
+        self.thresholds[uid] = thresholds
+
+    def write_summary(self, uid: UUID, summary: ScanSummary) -> None:
+        assert uid not in self.summaries
+        self.summaries[uid] = summary
+
+
+News = tuple[str, Callable[[], None]]
+
+
+class Simulation:
+    """Ranks, producers and people, each in its own order; which of them is heard next is left to chance."""
+
+    def __init__(self, ranks: int, records: list[ScanRecord], random: Random) -> None:
+        self.world = World()
+        self.conductor = Conductor(ranks, fit, self.world)
+        self.random = random
+        self.queues: dict[tuple[Any, ...], list[News]] = {}
+        self.ranks = ranks
+        self.records = records
+        self.heard: dict[UUID, list[str]] = {record.uid: [] for record in records}
+        for record in records:
+            self.queues["leader", record.uid] = [
+                ("announced", lambda record=record: self.world.announce(self.conductor, record))
+            ]
+
+    def post(self, record: ScanRecord, who: str, name: str, news: Callable[[], None]) -> None:
+        self.queues.setdefault((who, record.uid), []).append((name, news))
+
+    def rank_says(self, record: ScanRecord, rank: int, kind: JobMessageKind, **more: Any) -> None:
+        binary = more.pop("binary", b"")
+        message = JobMessage(kind, rank, {"uid": str(record.uid), **more}, binary)
+        self.post(record, f"rank {rank}", f"{kind} {rank}", lambda: self.conductor.told(message))
+
+    def trouble(self, record: ScanRecord, name: str) -> None:
+        """Something that ends a scan, at any time from its announcement on."""
+        uid = record.uid
+        fault = JobMessage(JobMessageKind.FAULT, 0, {"uid": str(uid), "message": "no dark", "remedy": "take one"})
+        news = {
+            "failed": lambda: self.conductor.failed(uid, ScanFailed("a producer died")),
+            "aborted": lambda: self.conductor.aborted(uid, ScanFailed("by the user")),
+            "fault": lambda: self.conductor.told(fault),
+        }
+        self.post(record, "trouble", name, news[name])
+
+    def run(self) -> None:
+        """Until nobody has anything left to say."""
+        reacted: dict[UUID, set[str]] = {record.uid: set() for record in self.records}
+        while waiting := [queue for queue in sorted(self.queues, key=str) if self.may_speak(queue)]:
+            who = self.random.choice(waiting)
+            name, news = self.queues[who].pop(0)
+            self.heard[who[1]].append(name)
+            news()
+            for record in self.records:
+                self.react(record, reacted[record.uid])
+
+    def may_speak(self, queue: tuple[Any, ...]) -> bool:
+        return bool(self.queues[queue]) and (queue[0] == "leader" or "announced" in self.heard[queue[1]])
+
+    def react(self, record: ScanRecord, done: set[str]) -> None:
+        """What the others do as soon as the conductor's decisions reach them."""
+
+        def now(what: str, condition: bool) -> bool:
+            if not condition or what in done:
+                return False
+            done.add(what)
+            return True
+
+        if record.uid not in self.world.told:
+            return
+        kinds, state = self.world.kinds(record), self.world.state(record)
+        if now("prepare", JobMessageKind.PREPARE in kinds):
+            for rank in range(self.ranks):
+                self.rank_says(record, rank, JobMessageKind.READY)
+        if now("stream", state is ScanState.STREAMING):
+            for sector in range(SECTORS):
+                end = end_of(sector)
+                for _ in range(self.random.choice([1, 1, 2])):
+                    self.post(
+                        record, f"producer {sector}", "end", lambda end=end: self.conductor.ended(record.uid, end)
+                    )
+            if record.counting.background is None:
+                for block in record.sample_blocks:
+                    self.rank_says(record, block % self.ranks, JobMessageKind.SAMPLE, block=block, binary=b"good")
+        if now("count", "stream" in done and JobMessageKind.THRESHOLDS in kinds):
+            for rank in range(self.ranks):
+                for _ in range(self.random.choice([1, 1, 2])):
+                    self.rank_says(record, rank, JobMessageKind.DRAINED)
+        if now("assemble", JobMessageKind.ASSEMBLE in kinds):
+            summary = summary_of(record)
+            self.post(record, "main thread", "assembled", lambda: self.conductor.assembled(record.uid, summary))
+
+
+def check_orders(simulation: Simulation, record: ScanRecord) -> None:
+    """The ranks were told in an order that they can obey, and only what they needed to be told."""
+    kinds, heard = simulation.world.kinds(record), simulation.heard[record.uid]
+    assert kinds[0] is JobMessageKind.PREPARE
+    assert len(kinds) == len(set(kinds)), "something was told twice"
+    if JobMessageKind.DISCARD in kinds:
+        assert kinds[-1] is JobMessageKind.DISCARD
+    if JobMessageKind.ASSEMBLE in kinds:
+        assert kinds.index(JobMessageKind.THRESHOLDS) < kinds.index(JobMessageKind.ASSEMBLE)
+        for rank in range(simulation.ranks):
+            assert {f"ready {rank}", f"drained {rank}"} <= set(heard)
+        _, fields = simulation.world.told[record.uid][kinds.index(JobMessageKind.ASSEMBLE)]
+        assert fields["ends"] == [end_of(sector).model_dump(mode="json") for sector in range(SECTORS)]
+
+
+scans = st.lists(st.sampled_from([GIVEN, CALIBRATED]), min_size=1, max_size=2).map(
+    lambda countings: [scan_record(uid=UUID(int=i + 1), counting=counting) for i, counting in enumerate(countings)]
+)
+seeds = st.randoms(use_true_random=False)
+
+
+@given(st.integers(1, 4), scans, seeds)
+def test_a_scan_without_trouble_is_committed(ranks: int, records: list[ScanRecord], random: Random) -> None:
+    simulation = Simulation(ranks, records, random)
+    simulation.run()
+    for record in records:
+        assert simulation.world.states[record.uid] == [
+            ScanState.ANNOUNCED,
+            ScanState.STREAMING,
+            ScanState.DRAINING,
+            ScanState.ASSEMBLING,
+            ScanState.COMMITTED,
+        ]
+        assert simulation.world.kinds(record) == [
+            JobMessageKind.PREPARE,
+            JobMessageKind.THRESHOLDS,
+            JobMessageKind.ASSEMBLE,
+        ]
+        check_orders(simulation, record)
+        assert simulation.world.summaries[record.uid] == summary_of(record)
+        assert (simulation.world.thresholds[record.uid] == THRESHOLDS) == (record.counting == CALIBRATED)
+    assert simulation.conductor.unfinished == []
+
+
+troubles = st.lists(st.sampled_from(["failed", "aborted", "fault"]), min_size=1, max_size=3)
+
+
+@given(st.integers(1, 4), scans, troubles, seeds)
+def test_a_scan_in_trouble_ends_in_one_final_state(
+    ranks: int, records: list[ScanRecord], troubles: list[str], random: Random
+) -> None:
+    simulation = Simulation(ranks, records, random)
+    for trouble in troubles:
+        simulation.trouble(records[0], trouble)
+    simulation.run()
+    for record in records:
+        # An abort that comes while the dataset is being written comes too late.
+        may_end_badly = record is records[0]
+        state = simulation.world.state(record)
+        assert state is ScanState.COMMITTED or (may_end_badly and state in ENDS_BADLY)
+        assert sum(state.is_final for state in simulation.world.states[record.uid]) == 1
+        assert (record.uid in simulation.world.summaries) == (state is ScanState.COMMITTED)
+        assert (JobMessageKind.DISCARD in simulation.world.kinds(record)) == (state in ENDS_BADLY)
+        check_orders(simulation, record)
+    assert simulation.conductor.unfinished == []
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 3), scans, seeds)
+def test_a_scan_that_somebody_else_ended_is_not_written(ranks: int, records: list[ScanRecord], random: Random) -> None:
+    """The state in etcd is final at once; the conductor hears of it only later."""
+    simulation = Simulation(ranks, records, random)
+    record = records[0]
+
+    def end_it() -> None:
+        if simulation.world.set_state(record.uid, ScanState.ABORTED):
+            simulation.post(
+                record, "etcd", "ended", lambda: simulation.conductor.failed(record.uid, ScanFailed("by the user"))
+            )
+
+    simulation.post(record, "somebody else", "ends", end_it)
+    simulation.run()
+    assert simulation.world.state(record).is_final
+    if simulation.world.state(record) is ScanState.ABORTED:
+        assert record.uid not in simulation.world.summaries
+    assert simulation.conductor.unfinished == []
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_an_abort_while_the_dataset_is_written_comes_too_late(world: World) -> None:
+    conductor, record = Conductor(1, fit, world), scan_record()
+    world.announce(conductor, record)
+    uid = {"uid": str(record.uid)}
+    conductor.told(JobMessage(JobMessageKind.READY, 0, uid))
+    conductor.told(JobMessage(JobMessageKind.DRAINED, 0, uid))
+    for sector in range(SECTORS):
+        assert world.state(record) is ScanState.STREAMING
+        conductor.ended(record.uid, end_of(sector))
+    assert world.state(record) is ScanState.ASSEMBLING
+    conductor.aborted(record.uid, ScanFailed("by the user"))
+    assert world.state(record) is ScanState.ASSEMBLING
+    conductor.failed(record.uid, ScanFailed("the disk is full"))
+    assert world.state(record) is ScanState.FAILED
+
+
+def test_a_sample_that_cannot_be_fitted_fails_the_scan(world: World) -> None:
+    conductor, record = Conductor(2, fit, world), scan_record(counting=CALIBRATED)
+    world.announce(conductor, record)
+    fields = {"uid": str(record.uid), "block": record.sample_blocks[0]}
+    conductor.told(JobMessage(JobMessageKind.SAMPLE, 1, fields, b"bad"))
+    assert world.state(record) is ScanState.FAILED
+    assert world.kinds(record) == [JobMessageKind.PREPARE, JobMessageKind.DISCARD]
+
+
+def test_news_of_a_scan_that_is_not_known_is_ignored(world: World) -> None:
+    conductor = Conductor(1, fit, world)
+    uid = UUID(int=9)
+    conductor.told(JobMessage(JobMessageKind.READY, 0, {"uid": str(uid)}))
+    conductor.ended(uid, end_of(0))
+    conductor.failed(uid, ScanFailed("gone"))
+    conductor.aborted(uid, ScanFailed("gone"))
+    conductor.assembled(uid, summary_of(scan_record()))
+    assert world == World()
