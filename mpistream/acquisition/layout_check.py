@@ -18,7 +18,7 @@ _UNCORRELATED = 0.0175
 
 
 def looks_like_other_layout(indices: list[SectorIndex], layout: SectorLayout) -> bool:
-    """True where the pixels of the first frames clearly contradict ``layout``; without structure there is no telling."""
+    """Whether the pixels of the first frames clearly contradict ``layout``. Without structure there is no telling."""
     sums = [_sum_of_first_records(sector, index) for sector, index in enumerate(indices) if len(index.frame_numbers)]
     by_144, by_576 = np.mean([(_correlation(pixels, 144), _correlation(pixels, 576)) for pixels in sums], axis=0)
     if layout is SectorLayout.ROWS:

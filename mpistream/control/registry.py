@@ -126,6 +126,8 @@ class Registry:
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
         """Takes a scan to its next state; False where somebody else has just ended it."""
         old = self.status(uid)
+        if old.state is state:
+            return True  # an earlier attempt was carried out, though its answer never came
         if old.state.is_final:
             return False
         check_transition(old.state, state)

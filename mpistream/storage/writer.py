@@ -70,7 +70,8 @@ def write_dataset(
     started = time.perf_counter()
     target = Path(comm.bcast(Path(path).absolute()))
     partial = partial_path(target, tag or description.scan.uid.hex)
-    in_parallel = parallel and bool(h5py.get_config().mpi)
+    # one rank without parallel HDF5 decides for all
+    in_parallel = parallel and not comm.allreduce(int(not h5py.get_config().mpi))
     size = event_bytes(slab.total_frames, slab.total_events)
     images = reduce_images(comm, slab, description)
     with agreed(comm, StorageError, FAILURE, REMEDY):

@@ -47,6 +47,7 @@ def make_slab(comm: MPI.Comm) -> Slab:
 class Case:
     def __init__(self, comm: MPI.Comm, slab: Slab, folder: Path, parallel: bool) -> None:
         self.comm, self.slab, self.folder, self.parallel = comm, slab, folder, parallel
+        self.round_bytes = ROUND_BYTES
 
     def write(self, path: Path, overwrite: bool = False) -> None:
         write_dataset(
@@ -55,7 +56,7 @@ class Case:
             describe([], ROWS, COLUMNS),
             path,
             overwrite,
-            round_bytes=ROUND_BYTES,
+            round_bytes=self.round_bytes,
             parallel=self.parallel,
         )
 
@@ -135,7 +136,7 @@ def check_requests(case: Case) -> None:
 
 
 def check_failing_rank(case: Case, bad_rank: int) -> None:
-    target = case.folder / f"limited-{bad_rank}.h5"
+    target = case.folder / f"limited-{bad_rank}-{case.round_bytes}.h5"
     with file_size_limit(case.comm.rank == bad_rank):
         case.fails(target, f"rank {bad_rank}: ", "the dataset cannot be written")
     case.succeeds(target)
@@ -168,8 +169,9 @@ def main() -> None:
             case.folder.mkdir()
         comm.Barrier()
         check_requests(case)
-        for bad_rank in range(comm.size if parallel else 1):
-            check_failing_rank(case, bad_rank)
+        for case.round_bytes in (2**26, ROUND_BYTES):
+            for bad_rank in range(comm.size if parallel else 1):
+                check_failing_rank(case, bad_rank)
         check_comparison(case)
         if unwritable != "-":
             case.fails(Path(unwritable) / "scan.h5", "Read-only file system", "Permission denied", "Unable to")

@@ -63,7 +63,7 @@ class CommandLine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         temporary = folder / "tmp"
-        temporary.mkdir(exist_ok=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         self.environment = {**os.environ, "TMPDIR": str(temporary), "MPISTREAM_TESTBED": str(folder / "testbed")}
 
     def start(self, *arguments: object, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":

@@ -1,5 +1,6 @@
 """Reading of datasets for comparisons: plain h5py on the documented names."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -20,7 +21,7 @@ def frames_of(path: Path) -> list[npt.NDArray[np.uint32]]:
     """The events of every frame."""
     arrays = event_arrays(path)
     bounds = arrays["offsets"].tolist()
-    return [arrays["indices"][begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+    return [arrays["indices"][begin:end] for begin, end in pairwise(bounds)]
 
 
 def assert_same_events(path: Path, expected: list[npt.NDArray[np.uint32]]) -> None:

@@ -1,5 +1,6 @@
 """A small scan with real camera frames, cut into the messages that its producers would send."""
 
+from functools import lru_cache
 from uuid import UUID
 
 import numpy as np
@@ -34,6 +35,7 @@ def scan_record(**changes: object) -> ScanRecord:
     return ScanRecord.model_validate(values | changes)
 
 
+@lru_cache
 def camera_frame(number: int) -> np.ndarray:
     """uint16[576, 576]: noise around 30 ADU, a few hundred electrons, an x-ray; the same for the same number."""
     random = np.random.default_rng(number)
@@ -43,7 +45,7 @@ def camera_frame(number: int) -> np.ndarray:
     return frame.astype(np.uint16)
 
 
-def camera_record(record: ScanRecord, frame_number: int, sector: int, **header: int) -> bytes:
+def camera_record(record: ScanRecord, frame_number: int, sector: int, /, **header: int) -> bytes:
     """One sector of a frame as the camera stores it; ``header`` overrides fields of its header."""
     row, column = divmod(frame_number - record.first_frame, record.columns)
     fields = {

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mpistream.control.conductor import Conductor
@@ -253,7 +253,6 @@ def test_a_scan_in_trouble_ends_in_one_final_state(
     assert simulation.conductor.unfinished == []
 
 
-@settings(max_examples=300)
 @given(st.integers(1, 3), scans, seeds)
 def test_a_scan_that_somebody_else_ended_is_not_written(ranks: int, records: list[ScanRecord], random: Random) -> None:
     """The state in etcd is final at once; the conductor hears of it only later."""
@@ -268,9 +267,7 @@ def test_a_scan_that_somebody_else_ended_is_not_written(ranks: int, records: lis
 
     simulation.post(record, "somebody else", "ends", end_it)
     simulation.run()
-    assert simulation.world.state(record).is_final
-    if simulation.world.state(record) is ScanState.ABORTED:
-        assert record.uid not in simulation.world.summaries
+    assert sum(state.is_final for state in simulation.world.states[record.uid]) == 1
     assert simulation.conductor.unfinished == []
 
 

@@ -1,0 +1,227 @@
+"""The aggregator between a real producer's sockets and those of ranks."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import pytest
+
+from mpistream.model.errors import CoordinationError
+from mpistream.model.geometry import RECORD_BYTES
+from mpistream.model.protocol import Ack, BlockHeader, Encoding, Hello
+from mpistream.model.routing_table import RankEndpoints, RoutingTable
+from mpistream.transport.aggregator import Aggregator
+from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, DataOutlet, Sockets
+
+HOST = "127.0.0.1"
+UID = UUID(int=5 << 64).bytes
+PAYLOAD = os.urandom(2 * RECORD_BYTES)
+HEADER = BlockHeader(Encoding.RECORDS_ROWS, 1, 8, 1, 3, UID, 77, 0, 0b11, len(PAYLOAD))
+
+
+@dataclass
+class Rank:
+    """The sockets of a rank."""
+
+    data: DataInlet
+    answers: AnswerInlet
+    came: list[tuple[BlockHeader, bytes]] = field(default_factory=list)
+
+    def entry(self, number: int, incarnation: int = 1) -> RankEndpoints:
+        return RankEndpoints(number, 0, HOST, 1, incarnation, self.data.endpoint, self.answers.endpoint)
+
+    def receive(self) -> None:
+        self.answers.receive()
+        self.came += [(BlockHeader.unpack(header), bytes(payload)) for header, payload in self.data.receive()]
+
+    def blocks(self) -> list[int]:
+        return [header.block for header, _ in self.came]
+
+    def acknowledge(self, producer_id: int, *blocks: int) -> None:
+        self.answers.send(producer_id, Ack(producer_id, UID, 77, 1, blocks).pack())
+
+
+class Bench:
+    """An aggregator with ranks and a producer; one thread takes turns with all of them."""
+
+    def __init__(self) -> None:
+        self._mine, self._theirs = Sockets(), Sockets()
+        self.tables: dict[int, RoutingTable] = {}
+        self.aggregator = Aggregator(
+            self._mine, self._mine.data_inlet(HOST), self._mine.answer_inlet(HOST), self.find_table
+        )
+        self.ranks: list[Rank] = []
+        self.producer: DataOutlet = self._theirs.data_outlet(self.aggregator.data_inlet.endpoint)
+
+    def find_table(self, version: int) -> RoutingTable:
+        if version not in self.tables:
+            raise CoordinationError(f"etcd holds no routing table of version {version}")
+        return self.tables[version]
+
+    def rank(self, port: int = 0) -> Rank:
+        rank = Rank(self._theirs.data_inlet(HOST, port), self._theirs.answer_inlet(HOST))
+        self.ranks.append(rank)
+        return rank
+
+    def publish(self, version: int, *ranks: Rank) -> RoutingTable:
+        self.tables[version] = RoutingTable(version, "job", tuple(rank.entry(i) for i, rank in enumerate(ranks)))
+        return self.tables[version]
+
+    def ear(self, producer_id: int) -> AnswerOutlet:
+        return self._theirs.answer_outlet(self.aggregator.answer_inlet.endpoint, Hello(producer_id))
+
+    def send(self, block: int, version: int = 1) -> None:
+        self.producer.send(replace(HEADER, block=block, routing_version=version).pack(), PAYLOAD)
+
+    def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            self._mine.wait(0.01)
+            self.aggregator.forward()
+            for rank in self.ranks:
+                rank.receive()
+
+    def close(self) -> None:
+        self._mine.close()
+        self._theirs.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+def test_blocks_go_to_the_rank_they_belong_to_untouched(bench: Bench) -> None:
+    first, second = bench.rank(), bench.rank()
+    table = bench.publish(1, first, second)
+    bench.aggregator.adopt(table)
+    for block in range(20):
+        bench.send(block)
+    bench.until(lambda: len(first.came) + len(second.came) == 20)
+    for number, rank in enumerate(bench.ranks):
+        assert rank.blocks() == [block for block in range(20) if table.rank_of(UID, block) == number]
+        assert all(payload == PAYLOAD and header.scan_uid == UID for header, payload in rank.came)
+    assert (bench.aggregator.blocks_forwarded, bench.aggregator.blocks_refused) == (20, 0)
+
+
+def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
+    first, second = bench.rank(), bench.rank()
+    bench.aggregator.adopt(bench.publish(1, first, second))
+    ears = {producer_id: bench.ear(producer_id) for producer_id in (3, 4)}
+    first.acknowledge(3, 0, 2)
+    second.acknowledge(4, 1)
+    heard: dict[int, list[int]] = {3: [], 4: []}
+
+    def listen() -> bool:
+        for producer_id, ear in ears.items():
+            heard[producer_id] += [block for ack in ear.receive() for block in ack.blocks]
+        return heard == {3: [0, 2], 4: [1]}
+
+    bench.until(listen)
+
+
+def test_an_acknowledgement_waits_for_a_producer_that_has_not_come_yet(bench: Bench) -> None:
+    rank = bench.rank()
+    bench.aggregator.adopt(bench.publish(1, rank))
+    rank.acknowledge(3, 7)
+    deadline = time.monotonic() + 0.2
+    bench.until(lambda: time.monotonic() > deadline)
+    ear, heard = bench.ear(3), []
+    bench.until(lambda: heard.extend(ear.receive()) or heard)
+    assert heard[0].blocks == (7,)
+
+
+GARBAGE = {
+    "one part": [b"hello"],
+    "three parts": [HEADER.pack(), PAYLOAD, b"more"],
+    "no header": [b"hello", PAYLOAD],
+    "empty": [b"", b""],
+    "another version": [HEADER.pack()[:4] + b"\x02" + HEADER.pack()[5:], PAYLOAD],
+    "a sector that no frame has": [replace(HEADER, sector=4).pack(), PAYLOAD],
+    "an acknowledgement": [Ack(3, UID, 77, 1, (0,)).pack(), b""],
+}
+
+
+@pytest.mark.parametrize("parts", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_refused_counted_and_harms_nothing(
+    bench: Bench, parts: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    rank = bench.rank()
+    bench.aggregator.adopt(bench.publish(1, rank))
+    with caplog.at_level(logging.ERROR):
+        bench.producer.socket.send_multipart(parts)
+        bench.send(0)
+        bench.until(lambda: rank.came)
+    assert bench.aggregator.blocks_refused == 1
+    assert "refused a block" in caplog.text
+    assert rank.blocks() == [0]
+
+
+def test_a_routing_version_that_nobody_knows_is_refused_and_harms_nothing(bench: Bench) -> None:
+    rank = bench.rank()
+    bench.aggregator.adopt(bench.publish(1, rank))
+    bench.send(0, version=99)
+    bench.send(1)
+    bench.until(lambda: rank.came)
+    assert rank.blocks() == [1]
+    assert bench.aggregator.blocks_refused == 1
+
+
+def test_a_table_that_is_not_known_yet_is_looked_up(bench: Bench) -> None:
+    first, second = bench.rank(), bench.rank()
+    bench.aggregator.adopt(bench.publish(1, first))
+    bench.publish(2, second)
+    bench.send(0, version=2)
+    bench.send(1, version=1)
+    bench.until(lambda: first.came and second.came)
+    assert (first.blocks(), second.blocks()) == ([1], [0])
+
+
+def test_the_table_before_stays_in_use_and_older_ones_do_not(bench: Bench) -> None:
+    ranks = [bench.rank() for _ in range(3)]
+    for version, rank in enumerate(ranks, 1):
+        bench.aggregator.adopt(bench.publish(version, rank))
+    for version in (1, 2, 3):
+        bench.send(version, version)
+    bench.until(lambda: ranks[1].came and ranks[2].came)
+    assert [rank.blocks() for rank in ranks] == [[], [2], [3]]
+    assert bench.aggregator.blocks_refused == 1
+
+
+def test_a_table_may_be_adopted_again(bench: Bench) -> None:
+    rank = bench.rank()
+    table = bench.publish(1, rank)
+    bench.aggregator.adopt(table)
+    bench.aggregator.adopt(table)
+    bench.send(0)
+    bench.until(lambda: rank.came)
+    assert rank.blocks() == [0]
+
+
+def test_a_rank_that_took_the_port_of_an_earlier_one_is_heard(bench: Bench) -> None:
+    """Its data come to the same endpoint as the earlier rank's, its answers from another one."""
+    earlier = bench.rank()
+    bench.aggregator.adopt(bench.publish(1, earlier))
+    later = Rank(earlier.data, bench.rank().answers)
+    bench.ranks = [later]
+    bench.aggregator.adopt(bench.publish(2, later))
+    later.acknowledge(3, 7)
+    ear, heard = bench.ear(3), []
+    bench.until(lambda: heard.extend(ear.receive()) or heard)
+    assert heard[0].blocks == (7,)
+
+
+def test_a_malformed_acknowledgement_harms_nothing(bench: Bench) -> None:
+    rank = bench.rank()
+    bench.aggregator.adopt(bench.publish(1, rank))
+    rank.answers.send(3, b"MPIS\x09\x00\x02\x00")
+    rank.acknowledge(3, 7)
+    ear, heard = bench.ear(3), []
+    bench.until(lambda: heard.extend(ear.receive()) or heard)
+    assert heard[0].blocks == (7,)

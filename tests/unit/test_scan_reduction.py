@@ -1,0 +1,168 @@
+"""One scan on one rank: held until the thresholds are known, counted and acknowledged once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpistream.model.errors import CalibrationError, ReferenceImageError
+from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
+from mpistream.reduction.frame_assembly import AssembledBlock
+from mpistream.reduction.scan_reduction import ScanReduction, fit_sample
+from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, camera_frame, scan_record
+from tests.unit.slow_reference import count_frame
+
+THRESHOLDS = Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False)
+#: 8 frames in 4 blocks; the sample's 2 complete frames are looked for in the first 2 blocks.
+CALIBRATED = scan_record(block_frames=2, counting=CountingParameters(sample_frames=2, xray_sigmas=50))
+
+
+def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = None) -> AssembledBlock:
+    masks = present or [(1 << scan.record.block_frames) - 1] * SECTORS
+    for sector in range(SECTORS):
+        assembled = scan.assembly.add(*block_message(scan.record, block, sector, masks[sector]))
+    assert assembled is not None
+    return assembled
+
+
+def prepared(record: ScanRecord) -> ScanReduction:
+    return ScanReduction.prepare(record, blocks_expected=len(record.block_range))
+
+
+def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() -> None:
+    record = scan_record()
+    scan = prepared(record)
+    blocks = [assemble(scan, block) for block in record.block_range]
+    assert scan.count(blocks[0]) == []
+    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (0, 0, False)
+    assert scan.set_thresholds(THRESHOLDS) == [blocks[0]]
+    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (4, 1, False)
+    assert scan.count(blocks[1]) == [blocks[1]]
+    assert scan.is_drained
+    assert scan.thresholds is THRESHOLDS
+    electrons = scan.electrons
+    assert scan.progress() == {
+        "frames": 8,
+        "electrons": electrons,
+        "blocks": 2,
+        "raw_bytes": 8 * SECTORS * RECORD_BYTES,
+    }
+    events = scan.events()
+    assert events.frame_number.tolist() == list(range(4, 12))
+    assert events.scan_position.tolist() == list(range(8))
+    events.validate(positions=8)
+    expected = [count_frame(camera_frame(number), BACKGROUND, XRAY) for number in range(4, 12)]
+    np.testing.assert_array_equal(events.indices, np.concatenate(expected))
+    assert electrons == len(events.indices) > 1000
+
+
+def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
+    scan = prepared(scan_record())
+    scan.count(assemble(scan, 1))
+    first = scan.first_block_unix_seconds
+    scan.count(assemble(scan, 2))
+    assert 0 < first == scan.first_block_unix_seconds <= scan.last_block_unix_seconds
+    last = scan.last_block_unix_seconds
+    scan.set_thresholds(THRESHOLDS)
+    assert scan.last_block_unix_seconds == last
+    assert scan.seconds_counting > 0
+
+
+def test_a_rank_that_gets_no_block_is_drained_from_the_start() -> None:
+    scan = ScanReduction.prepare(scan_record(), blocks_expected=0)
+    assert scan.is_drained
+    assert len(scan.events()) == 0
+
+
+def test_with_given_thresholds_nothing_is_sampled() -> None:
+    scan = prepared(scan_record())
+    assert scan.sample(assemble(scan, 1)) is None
+
+
+def test_only_sample_blocks_are_sampled_and_only_until_the_thresholds_are_known() -> None:
+    scan = prepared(CALIBRATED)
+    assert CALIBRATED.sample_blocks == range(2, 4)
+    blocks = [assemble(scan, block) for block in CALIBRATED.block_range]
+    assert [scan.sample(block) is not None for block in blocks] == [True, True, False, False]
+    scan.set_thresholds(THRESHOLDS)
+    assert scan.sample(blocks[0]) is None
+
+
+def samples_of(record: ScanRecord, present: dict[int, list[int]] | None = None) -> dict[int, bytes]:
+    scan, samples = prepared(record), {}
+    for block in record.sample_blocks:
+        statistics = scan.sample(assemble(scan, block, (present or {}).get(block)))
+        assert statistics is not None
+        samples[block] = statistics
+    return samples
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_the_calibration_does_not_depend_on_the_order_of_arrival(data: st.DataObject) -> None:
+    """Thresholds are fixed as soon as the sample is complete, and are then always the same."""
+    samples = FULL_SAMPLES
+    arriving = data.draw(st.permutations(sorted(samples)))
+    arrived: dict[int, bytes] = {}
+    for block in arriving:
+        arrived[block] = samples[block]
+        thresholds = fit_sample(arrived, CALIBRATED)
+        if thresholds is not None:
+            break
+    assert thresholds == fit_sample(samples, CALIBRATED)
+    assert thresholds is not None
+    assert thresholds.calibrated
+    assert thresholds.sample_frames == 2
+    assert 30 < thresholds.background < 60
+
+
+FULL_SAMPLES = samples_of(CALIBRATED)
+
+
+def test_the_sample_waits_for_its_lowest_block() -> None:
+    assert fit_sample({}, CALIBRATED) is None
+    assert fit_sample({3: FULL_SAMPLES[3]}, CALIBRATED) is None
+    assert fit_sample({2: FULL_SAMPLES[2]}, CALIBRATED) is not None
+
+
+def test_incomplete_frames_are_no_sample() -> None:
+    """The next complete frames take their place, and the number of frames says how many there were."""
+    samples = samples_of(CALIBRATED, {2: [0b11, 0b11, 0b01, 0b11]})
+    assert fit_sample({2: samples[2]}, CALIBRATED) is None
+    thresholds = fit_sample(samples, CALIBRATED)
+    assert thresholds is not None
+    assert thresholds.sample_frames == 3
+    samples = samples_of(CALIBRATED, {2: [0] * SECTORS, 3: [0b11, 0b11, 0b10, 0b11]})
+    fewer = fit_sample(samples, CALIBRATED)
+    assert fewer is not None
+    assert fewer.sample_frames == 1
+
+
+def test_without_a_complete_frame_there_is_no_threshold() -> None:
+    samples = samples_of(CALIBRATED, {block: [0b11, 0b11, 0b11, 0] for block in CALIBRATED.sample_blocks})
+    with pytest.raises(CalibrationError, match="not one sample frame"):
+        fit_sample(samples, CALIBRATED)
+
+
+def test_dark_and_gain_take_part(tmp_path: Path) -> None:
+    dark, gain = np.full((576, 576), 12.0, np.float32), np.full((576, 576), 2.0, np.float32)
+    np.save(tmp_path / "dark.npy", dark)
+    np.save(tmp_path / "gain.npy", gain)
+    counting = CountingParameters(
+        background=24.0, xray=1500.0, dark=str(tmp_path / "dark.npy"), gain=str(tmp_path / "gain.npy")
+    )
+    scan = prepared(scan_record(counting=counting))
+    scan.set_thresholds(Thresholds(background=24.0, xray=1500.0, calibrated=False))
+    scan.count(assemble(scan, 1))
+    expected = [count_frame(camera_frame(number), 24.0, 1500.0, dark, gain) for number in range(4, 8)]
+    np.testing.assert_array_equal(scan.events().indices, np.concatenate(expected))
+
+
+def test_a_reference_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    counting = CountingParameters(background=1.0, xray=2.0, dark=str(tmp_path / "absent.npy"))
+    with pytest.raises(ReferenceImageError, match="absent.npy"):
+        prepared(scan_record(counting=counting))
