@@ -95,9 +95,9 @@ def _pieces(comm: MPI.Comm, slab: Slab, round_bytes: int) -> Iterator[_Piece]:
 def write_by_all(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int, collective: bool) -> str:
     """Collective: each rank writes its slab into the file that ``create_event_arrays`` made; the driver's name.
 
-    ``collective`` lets MPI-IO merge the ranks' requests (collective buffering). Without it each rank's transfer
-    stands for itself, and that is the default of the writer for a reason: when a disk fills up under a collective
-    transfer, OpenMPI 4.1 hangs or reports success, depending on the rank that is hit.
+    ``collective`` lets MPI-IO merge the ranks' requests (collective buffering). It is for files whose space is
+    reserved: when a disk fills up under a collective transfer, OpenMPI 4.1 hangs or reports success, depending on
+    the rank that is hit. Otherwise each rank's transfer stands for itself.
     """
     with agreed(comm, StorageError, FAILURE, REMEDY):
         # a rank that cannot reach the file must say so before the others wait for it inside MPI_File_open

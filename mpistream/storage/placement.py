@@ -1,5 +1,6 @@
 """Where a dataset is put: space for it, its name while it is written, and its name once it is complete."""
 
+import ctypes
 import errno
 import os
 import shutil
@@ -31,6 +32,26 @@ def check_target(target: Path, overwrite: bool, needed_bytes: int) -> None:
             f"{target} needs {readable_bytes(needed_bytes)}, {readable_bytes(free_bytes)} is free in {folder}",
             "free space there or choose another folder, then repeat the scan",
         )
+
+
+def reserve_space(path: Path) -> bool:
+    """Lets the disk set aside what ``path`` will need: its present size. False where the file system cannot.
+
+    Raises OSError when there is not that much. Python's posix_fallocate would write to every block where the file
+    system does not help; the system call alone says so.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if libc.fallocate(descriptor, 0, 0, os.fstat(descriptor).st_size) == 0:
+            return True
+        error = ctypes.get_errno()
+        if error in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise OSError(error, os.strerror(error), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def publish(partial: Path, target: Path, overwrite: bool) -> int:

@@ -1,6 +1,6 @@
 """Writing of a dataset by all ranks of a job.
 
-    rank 0   checks the target and its space, lays out the event arrays in <name>.partial.<tag>
+    rank 0   checks the target, lays out the event arrays in <name>.partial.<tag>, reserves their space
     all      write their slabs into it, in rounds          (or send them to rank 0 without parallel HDF5)
     rank 0   adds images and metadata
     all      compare the file with what they hold, flush it to the disk
@@ -36,7 +36,7 @@ from mpistream.storage.event_arrays import (
     write_by_rank_zero,
 )
 from mpistream.storage.metadata import ReducedImages, WritingFacts, metadata_bytes, reduce_images, write_metadata
-from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
+from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish, reserve_space
 
 SERIAL_WARNING = (
     "h5py was built without parallel HDF5, so rank 0 alone wrote the dataset; for parallel writing install an MPI build"
@@ -56,14 +56,15 @@ def write_dataset(
     tag: str | None = None,
     round_bytes: int = 256 * 2**20,
     parallel: bool = True,
-    collective: bool = False,
+    collective: bool | None = None,
 ) -> WriteReport:
     """Collective: the slabs of all ranks become the dataset ``path`` (rank 0's is taken), complete or not at all.
 
     tag          distinguishes writers of the same dataset, for instance by epoch; the scan's uid by default
     round_bytes  most bytes per rank and transfer, below 2**31
     parallel     False: rank 0 writes for all, as it does with a warning where h5py has no parallel HDF5
-    collective   True: collective MPI-IO transfers, which do not survive a failing disk (see write_by_all)
+    collective   whether the ranks' MPI-IO transfers are merged (see write_by_all); None: where the disk has reserved
+                 the space, so that they cannot run out of it
 
     Raises StorageError, the same on every rank.
     """
@@ -82,8 +83,10 @@ def write_dataset(
     writing_started = time.perf_counter()
     try:
         addresses = _on_rank_zero(comm, lambda: create_event_arrays(partial, slab.total_frames, slab.total_events))
+        reserved = _on_rank_zero(comm, lambda: reserve_space(partial))
         if in_parallel:
-            driver = write_by_all(comm, partial, slab, round_bytes, collective)
+            merged = reserved if collective is None else collective
+            driver = write_by_all(comm, partial, slab, round_bytes, merged)
         else:
             driver = write_by_rank_zero(comm, partial, addresses, slab, round_bytes)
         seconds_events = comm.bcast(time.perf_counter() - writing_started)

@@ -1,4 +1,4 @@
-"""Writes the scan of ``scan_frames`` to a path: ``program_write PATH parallel|serial|collective ROUND_BYTES``."""
+"""Writes the scan of ``scan_frames`` to a path: ``program_write PATH MODE ROUND_BYTES FRAMES``."""
 
 import sys
 
@@ -28,7 +28,7 @@ def main() -> None:
         path,
         round_bytes=round_bytes,
         parallel=mode != "serial",
-        collective=mode == "collective",
+        collective={"parallel": None, "serial": None, "collective": True, "independent": False}[mode],
     )
     assert len(set(comm.allgather(report))) == 1
     assert report.parallel == (mode != "serial")

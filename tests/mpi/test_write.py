@@ -19,7 +19,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("mode", ["parallel", "serial", "collective"])
+@pytest.mark.parametrize("mode", ["parallel", "serial", "collective", "independent"])
 @pytest.mark.parametrize("round_bytes", [64, 2**20])
 def test_every_number_of_ranks_writes_the_same_arrays(ranks, mode, round_bytes, tmp_path, run_mpi):
     path = tmp_path / "scan.h5"

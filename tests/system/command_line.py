@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,13 +146,21 @@ def kill(pids: list[int]) -> None:
 
 
 @contextmanager
-def nothing_is_left(marker: str) -> Iterator[None]:
-    """Fails when the processes with ``marker`` do not end by themselves after what is done in the meantime."""
+def nothing_is_left(marker: str, spared: Iterable[int] = ()) -> Iterator[None]:
+    """Fails when processes with ``marker`` (beside the pids ``spared``) are still there after what is done meanwhile.
+
+    They have a while to end by themselves.
+    """
+    spared = set(spared)
+
+    def find() -> dict[int, str]:
+        return {pid: line for pid, line in processes_with(marker).items() if pid not in spared}
+
     try:
         yield
     finally:
         deadline = time.monotonic() + 15
-        while (left := processes_with(marker)) and time.monotonic() < deadline:
+        while (left := find()) and time.monotonic() < deadline:
             time.sleep(_TURN_SECONDS)
         kill(list(left))
     assert not left, "these processes were left behind:\n" + "\n".join(left.values())

@@ -1,5 +1,6 @@
 """The processes started one by one from a configuration file, as on several hosts."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.command_line import CommandLine, etcd_values, etcdctl, finish, wait_until
+from tests.system.command_line import CommandLine, Finished, etcd_values, etcdctl, finish, wait_until
 from tests.system.datasets import assert_same_events
 from tests.system.sector_writer import BACKGROUND, SECTORS, XRAY, MadeUpScan
 
@@ -23,6 +24,9 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 START_SECONDS = 60
+PRODUCERS = tuple(f"producers/{sector}" for sector in range(SECTORS))
+AGGREGATOR = "aggregators/second"
+REGISTRATIONS = {*PRODUCERS, AGGREGATOR, "groups/0", "groups/1"}
 LEASE_SECONDS = 30  # so long that a registration that is gone soon was withdrawn
 
 
@@ -60,63 +64,112 @@ def config(place: Path) -> Iterator[Path]:
 
 @dataclass
 class Deployment:
-    """Processes started by hand; ``commands`` are by the part of the etcd key below which they register."""
+    """Processes started by hand, by the key under which they register in etcd; ``groups`` is the MPI job."""
 
     cli: CommandLine
     config: Path
     commands: dict[str, "subprocess.Popen[str]"]
 
+    def start(self, name: str) -> None:
+        kind, _, which = name.partition("/")
+        arguments = {
+            "producers": ("produce", "--sector", which),
+            "aggregators": ("aggregate", "--name", which),
+            "groups": ("consume",),
+        }[kind]
+        launcher = MPIEXEC if kind == "groups" else ()
+        self.commands[name] = self.cli.start(*arguments, "--config", self.config, launcher=launcher)
+
+    def wait_until_registered(self) -> None:
+        wait_until(lambda: self.registered() == REGISTRATIONS, START_SECONDS, "the registration of every process")
+
+    def wait_until_withdrawn(self, name: str) -> None:
+        """Sooner than the lease runs out."""
+        wait_until(
+            lambda: not any(key.startswith(name) for key in self.registered()),
+            LEASE_SECONDS / 2,
+            f"the withdrawal of {name}",
+        )
+
     def registered(self) -> set[str]:
-        """``producers/0``, ``aggregators/aggregator``, ``groups/0``, ... as etcd shows them."""
-        keys = etcd_values(self.config, "/by-hand/")
-        parts = [key.split("/")[2:] for key in keys]
+        """``producers/0``, ``aggregators/second``, ``groups/0``, ... as etcd shows them."""
+        parts = [key.split("/")[2:] for key in etcd_values(self.config, "/by-hand/")]
         return {f"{part[0]}/{part[-1]}" for part in parts if part[0] in ("producers", "aggregators", "groups")}
 
-    def scan(self, *options: object):
+    def scan(self, source: str, output: Path, *options: object) -> Finished:
         return self.cli.run(
-            *("testbed", "scan", "--config", self.config, "--background", BACKGROUND, "--xray", XRAY, *options)
+            *("testbed", "scan", "--config", self.config, "--source", source, "--output", output),
+            *("--background", BACKGROUND, "--xray", XRAY, *options),
         )
 
 
 @pytest.fixture(scope="module")
-def deployment(cli: CommandLine, config: Path) -> Iterator[Deployment]:
+def running(cli: CommandLine, config: Path) -> Iterator[Deployment]:
     cli.environment.update(MPI_ENVIRONMENT)
-    option = ("--config", config)
-    commands = {f"producers/{sector}": cli.start("produce", "--sector", sector, *option) for sector in range(SECTORS)}
-    commands["aggregators/second"] = cli.start("aggregate", "--name", "second", *option)
-    commands["groups"] = cli.start("consume", *option, launcher=MPIEXEC)
-    deployment = Deployment(cli, config, commands)
-    expected = {*(f"producers/{sector}" for sector in range(SECTORS)), "aggregators/second", "groups/0", "groups/1"}
+    deployment = Deployment(cli, config, {})
     try:
-        wait_until(lambda: deployment.registered() == expected, START_SECONDS, "the registration of every process")
+        for name in (*PRODUCERS, AGGREGATOR, "groups"):
+            deployment.start(name)
         yield deployment
     finally:
-        for command in commands.values():
+        for command in deployment.commands.values():
             command.terminate()
-        for command in commands.values():
+        for command in deployment.commands.values():
             finish(command, 60)
+
+
+@pytest.fixture
+def deployment(running: Deployment) -> Deployment:
+    """All of it running, whatever the test before has ended."""
+    for name, command in list(running.commands.items()):
+        if command.poll() is not None:
+            running.start(name)
+    running.wait_until_registered()
+    return running
 
 
 def test_a_scan_with_processes_started_by_hand(deployment: Deployment, place: Path, output: Path) -> None:
     made_up = MadeUpScan(3, 4, 1, 7, 5, seed=4, sectors_lost=0.1)
     folder = made_up.write(place / "sectors")
-    report = deployment.scan("--source", f"files:{folder}", "--output", output, "--json").last_json
+    report = deployment.scan(f"files:{folder}", output, "--json").last_json
     assert report["frames"] == len(made_up.present)
     assert_same_events(output, made_up.expected_events())
 
 
-@pytest.mark.parametrize("name", ["aggregators/second", "producers/1", "groups"])
-def test_sigterm_ends_a_process_cleanly(deployment: Deployment, output: Path, name: str) -> None:
-    """Each of these withdraws its registration at once, and a scan says what is missing."""
-    command = deployment.commands[name]
-    command.send_signal(signal.SIGTERM)
-    wait_until(
-        lambda: not any(key.startswith(name) for key in deployment.registered()),
-        LEASE_SECONDS / 2,
-        f"the withdrawal of {name}",
-    )
+def assert_ended_cleanly(command: "subprocess.Popen[str]") -> None:
     ended = finish(command, 30)
     assert ended.status == 0, ended
     assert "Traceback" not in ended.stderr
-    what = {"aggregators/second": "aggregator", "producers/1": "sector 1", "groups": "rank group"}[name]
-    deployment.scan("--source", "sim:2x2", "--output", output).failed_with(what)
+    assert "error" not in ended.stderr
+
+
+@pytest.mark.parametrize(("name", "what"), [(AGGREGATOR, "no aggregator"), (PRODUCERS[1], "sector 1")])
+def test_sigterm_withdraws_a_process(deployment: Deployment, output: Path, name: str, what: str) -> None:
+    """A scan says what is missing; started again, the process is taken up."""
+    deployment.commands[name].send_signal(signal.SIGTERM)
+    deployment.wait_until_withdrawn(name)
+    assert_ended_cleanly(deployment.commands[name])
+    deployment.scan("sim:2x2", output).failed_with(what)
+    deployment.start(name)
+    deployment.wait_until_registered()
+    deployment.scan("sim:2x2", output).succeeded()
+
+
+def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:
+    """This is what srun sends."""
+    for rank in deployment.cli.ranks():
+        os.kill(rank, signal.SIGTERM)
+    deployment.wait_until_withdrawn("groups")
+    assert_ended_cleanly(deployment.commands["groups"])
+    deployment.scan("sim:2x2", output).failed_with("no rank group is registered")
+
+
+def test_sigterm_for_mpiexec_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:
+    """Its exit status is OpenMPI's own affair. The next MPI job takes over."""
+    command = deployment.commands["groups"]
+    command.send_signal(signal.SIGTERM)
+    deployment.wait_until_withdrawn("groups")
+    assert "Traceback" not in finish(command, 30).stderr
+    deployment.start("groups")
+    deployment.wait_until_registered()
+    deployment.scan("sim:2x2", output).succeeded()

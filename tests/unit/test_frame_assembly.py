@@ -131,7 +131,7 @@ def test_a_record_with_an_impossible_header_counts_as_missing(assembly: FrameAss
 
 
 def test_a_frame_of_which_no_record_is_good_is_not_there(assembly: FrameAssembly) -> None:
-    block = add_all(assembly, messages_of(bad={5: dict.fromkeys(range(SECTORS), {"y": 7})}))
+    block = add_all(assembly, messages_of(bad={5: {sector: {"y": 7} for sector in range(SECTORS)}}))
     assert assembly.counters.sectors_rejected == SECTORS
     assert block.frame_number.tolist() == [4, 6, 7]
     check_counts(block)

@@ -215,7 +215,7 @@ def test_patience_is_about_silence_not_about_the_whole() -> None:
 
 
 def test_a_source_that_pauses_does_not_use_up_the_ranks_patience() -> None:
-    with sending(lambda header: [0.1], Source(pause_seconds={9: 0.8}), patience_seconds=0.5) as it:
+    with sending(lambda header: [0.1], Source(pause_seconds={9: 0.8}), window=1, patience_seconds=0.5) as it:
         check_arrivals(it, it.send())
 
 

@@ -143,8 +143,8 @@ def connected(sockets: Sockets, inlet: AnswerInlet, hello: Hello) -> AnswerOutle
 
 def test_an_acknowledgement_goes_to_its_producer_alone_and_otherwise_to_the_aggregator(sockets: Sockets) -> None:
     inlet = sockets.answer_inlet(HOST)
-    aggregator = connected(sockets, inlet, Hello(None))
     producer = connected(sockets, inlet, Hello(3))
+    aggregator = connected(sockets, inlet, Hello(None))
     inlet.send(3, ack(3, 7))
     inlet.send(4, ack(4, 8))
     heard_by_producer: list[int] = []

@@ -1,0 +1,135 @@
+"""The floors of the house: who may import what. See docs/architecture.md."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mpistream"
+MOST_LINES = 400
+
+#: Folder (or single module): the parts of mpistream that it may import beside itself. Where several entries fit a
+#: module, the longest counts.
+MAY_IMPORT: dict[str, set[str]] = {
+    "": {"model", "reduction", "storage"},  # mpistream itself: for type checkers; loaded on first use
+    "__main__": {"cli"},
+    "_ext": set(),
+    "model": set(),
+    # adapters: the model, the extension and one outside library each
+    "control.coordination": {"model", "_ext"},
+    "transport.sockets": {"model", "_ext"},
+    "reduction.gather": {"model", "_ext"},
+    "storage": {"model", "_ext"},
+    # stages: they meet in pipeline, not each other
+    "control": {"control", "model"},
+    "acquisition": {"model", "_ext", "transport.sockets"},
+    "transport": {"transport", "model"},
+    "reduction": {"model", "_ext"},
+    # what joins them, and what stands on top
+    "pipeline": {"acquisition", "control", "model", "reduction", "storage", "transport"},
+    "launch": {"acquisition", "control", "model", "pipeline", "reduction", "storage", "transport"},
+    "cli": {"", "acquisition", "control", "launch", "model", "pipeline", "reduction", "storage", "transport"},
+}
+
+#: Outside library: the only folders and modules that may import it.
+ONLY_IN: dict[str, set[str]] = {
+    "etcd3": {"control.coordination"},
+    "grpc": {"control.coordination"},
+    "zmq": {"transport.sockets"},
+    "h5py": {"storage"},
+    "mpi4py": {"reduction.gather", "reduction.rank_map", "storage", "pipeline.rank", "pipeline.assembly"},
+}
+
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix("__init__").rstrip("."): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+NAMES = pytest.mark.parametrize("module", list(MODULES), ids=lambda module: module or "mpistream")
+
+
+def is_in(module: str, place: str) -> bool:
+    """Whether ``module`` is the module or lies in the folder ``place``; "" is the package itself, not all in it."""
+    return module == place or (bool(place) and module.startswith(place + "."))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of all that a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of mpistream that a module imports, below ``mpistream``."""
+    below = {name.removeprefix("mpistream").lstrip(".") for name in imports(path) if is_in(name, "mpistream")}
+    return {name for name in below if name in MODULES or is_in(name, "_ext")}
+
+
+def folder_of(module: str) -> str:
+    """The entry of MAY_IMPORT that holds for a module."""
+    entries = [place for place in MAY_IMPORT if is_in(module, place)]
+    assert entries, f"mpistream.{module} is on no floor: give it a line in MAY_IMPORT"
+    return max(entries, key=len)
+
+
+@NAMES
+def test_a_module_imports_only_from_its_floor_and_below(module: str) -> None:
+    place = folder_of(module)
+    allowed = {place} - {""} | MAY_IMPORT[place]
+    for found in own_imports(MODULES[module]) - {module}:
+        packages = {"", *("model", "control", "transport", "reduction")}  # `from package import module` names both
+        if found in packages and any(is_in(entry, found) for entry in allowed):
+            continue
+        assert any(is_in(found, entry) for entry in allowed), f"mpistream.{module} imports mpistream.{found}"
+
+
+@NAMES
+def test_outside_libraries_are_known_to_their_adapters_only(module: str) -> None:
+    for name in imports(MODULES[module]):
+        library = name.partition(".")[0]
+        assert library not in ONLY_IN or any(is_in(module, place) for place in ONLY_IN[library]), (
+            f"mpistream.{module} imports {library}"
+        )
+
+
+@NAMES
+def test_a_module_says_what_it_is_and_stays_short(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{MODULES[module]} has no docstring"
+    assert len(text.splitlines()) < MOST_LINES
+
+
+def test_every_rule_still_holds_for_something() -> None:
+    for place in {*MAY_IMPORT, *(place for places in ONLY_IN.values() for place in places)}:
+        assert any(is_in(module, place) for module in MODULES), f"there is no mpistream.{place} any more"
+    for library, places in ONLY_IN.items():
+        users = {module for module, path in MODULES.items() if library in imports(path)}
+        assert users, f"nothing imports {library} any more"
+        for place in places:
+            assert any(is_in(user, place) for user in users), f"mpistream.{place} does not import {library} any more"
+
+
+def test_commands_and_launchers_never_load_mpi() -> None:
+    """Importing mpi4py.MPI takes long and starts a daemon; only the ranks may."""
+    modules = [f"mpistream.{module}" for module in MODULES if is_in(module, "cli") or is_in(module, "launch")]
+    assert len(modules) > 10
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in sys.modules if name.startswith('mpi4py')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_importing_the_package_loads_nothing_large() -> None:
+    code = "import sys, mpistream; print(*({'numpy', 'h5py', 'mpi4py', 'zmq', 'etcd3', 'grpc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
