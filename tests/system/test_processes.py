@@ -92,9 +92,15 @@ class Deployment:
         )
 
     def registered(self) -> set[str]:
-        """``producers/0``, ``aggregators/second``, ``groups/0``, ... as etcd shows them."""
-        parts = [key.split("/")[2:] for key in etcd_values(self.config, "/by-hand/")]
-        return {f"{part[0]}/{part[-1]}" for part in parts if part[0] in ("producers", "aggregators", "groups")}
+        """``producers/0``, ``aggregators/second``, ``groups/0``, ... as etcd shows them.
+
+        Of the groups those to which frames are routed: from then on their job takes scans.
+        """
+        stored = etcd_values(self.config, "/by-hand/")
+        jobs = {value["job"] for key, value in stored.items() if key.startswith("/by-hand/routing/")}
+        parts = [key.split("/")[2:] for key in stored]
+        found = {f"{part[0]}/{part[-1]}" for part in parts if part[0] in ("producers", "aggregators")}
+        return found | {f"groups/{part[2]}" for part in parts if part[0] == "groups" and part[1] in jobs}
 
     def scan(self, source: str, output: Path, *options: object) -> Finished:
         return self.cli.run(
