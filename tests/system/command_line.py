@@ -90,8 +90,12 @@ class CommandLine:
 
         def is_streaming() -> bool:
             assert command.poll() is None, finish(command)
-            progress = self.etcd_values("/testbed/progress/").values()
-            return any(numbers["frames"] >= frames for numbers in progress)
+            stored = self.etcd_values("/testbed/")
+            states = {key.split("/")[3]: value["state"] for key, value in stored.items() if key.endswith("/state")}
+            return any(
+                state == "streaming" and stored.get(f"/testbed/progress/{uid}", {"frames": 0})["frames"] >= frames
+                for uid, state in states.items()
+            )
 
         wait_until(is_streaming, 60, "a stream")
 
