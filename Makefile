@@ -1,10 +1,12 @@
 # mpistream: set-up, demo, tests. `make help` lists the targets.
 
-# Debian's Python; on a cluster: make setup SYSTEM_PACKAGES=no PYTHON=python3 MPICC=cc HDF5_PKGCONFIG=
+# Debian's Python and OpenMPI. On a cluster, with its own MPI and HDF5:
+#   make setup SYSTEM_PACKAGES=no PYTHON=python3 MPICC=cc HDF5_PKGCONFIG= MPI4PY_FLAGS="--no-binary mpi4py"
 PYTHON ?= /usr/bin/python3
 MPICC ?= mpicc.openmpi
 HDF5_PKGCONFIG ?= hdf5-openmpi
 SYSTEM_PACKAGES ?= yes
+MPI4PY_FLAGS ?=
 
 PACKAGES := build-essential pkg-config python3 python3-venv python3-dev \
             openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client
@@ -23,7 +25,7 @@ help: ## this list
 setup: $(VENV)/built ## system packages, the virtual environment .venv, the compiled extension
 
 demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KEEP=1 keeps the sector files)
-	$(BIN)/mpistream demo $(if $(KEEP),--keep)
+	@$(BIN)/mpistream demo $(if $(KEEP),--keep)
 
 test: setup lint ## every test, with real MPI, ZeroMQ, etcd and parallel HDF5
 	$(BIN)/python -m pytest tests
@@ -60,7 +62,9 @@ $(VENV)/system: Makefile
 $(VENV)/python: $(VENV)/system pyproject.toml
 	@echo "making the virtual environment $(VENV) (about two minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install "setuptools>=77.0.1,<81" wheel "Cython>=3,<4" pkgconfig packaging "numpy>=2,<3" "mpi4py>=4.1,<5"
+	@$(PIP) install --upgrade "pip>=24"
+	@$(PIP) install "setuptools>=77.0.1,<81" wheel "Cython>=3,<4" pkgconfig packaging "numpy>=2,<3"
+	@MPICC=$(MPICC) $(PIP) install $(MPI4PY_FLAGS) "mpi4py>=4.1,<5"
 	@if ! $(BIN)/python -c 'import h5py, sys; sys.exit(not h5py.get_config().mpi)' 2>/dev/null; then \
 	    echo "compiling h5py against parallel HDF5"; \
 	    printf '[build_ext]\nparallel=2\n' > $(VENV)/dist.cfg; \

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import numpy as np
 
-from mpistream.model.dataset_description import DatasetDescription, SampleHistogram
+from mpistream.model.dataset_description import DatasetDescription
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.protocol import Encoding
 from mpistream.model.scan import Counters, CountingParameters, ScanRecord, Thresholds
@@ -76,7 +76,6 @@ def describe(
             background=21.5, xray=2000.25, calibrated=True, sample_frames=64, statistics={"mean": 7.5, "std_dev": 2.25}
         ),
         "dark": np.full(frame_shape, 1.5, np.float32),
-        "histogram": SampleHistogram(-3.0, 1.0, np.arange(10, dtype=np.uint64)),
         "detectors": VirtualDetectors((0, 100), (100, 250), (280.5, 290.25)),
         "seconds": {"receiving": 1.25},
         "provenance": {"job": {"nodes": 2}},

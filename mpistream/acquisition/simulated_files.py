@@ -220,7 +220,7 @@ def _prepare_directory(directory: Path, overwrite: bool) -> list[Path]:
         if old_files and not overwrite:
             raise StorageError(
                 f"{directory} holds {len(old_files)} sector files already",
-                "choose another directory, or ask to overwrite them",
+                "choose another directory, or replace them with --overwrite",
             )
         for path in [*directory.glob(f"data_scan*.data{_PARTIAL}"), *directory.glob(GROUND_TRUTH + _PARTIAL)]:
             path.unlink()

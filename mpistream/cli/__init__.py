@@ -55,7 +55,8 @@ def mpistream() -> None:
 
 def main() -> None:
     """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("mpistream").setLevel(logging.INFO)
     try:
         mpistream(standalone_mode=False)
     except MpistreamError as error:

@@ -8,7 +8,9 @@ from mpistream.cli.options import config_option, load_config
 from mpistream.model.geometry import SECTORS
 
 host_option = click.option("--host", help="Address that the sockets bind, instead of [network] host.")
-etcd_option = click.option("--etcd", multiple=True, metavar="HOST:PORT", help="etcd's address, instead of the file's.")
+etcd_option = click.option(
+    "--etcd", multiple=True, metavar="HOST:PORT", help="etcd's address, not the file's; repeatable."
+)
 
 
 @click.command()

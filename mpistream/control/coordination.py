@@ -6,7 +6,9 @@ The only module that knows etcd3. Values are JSON, so that ``etcdctl get --prefi
 import json
 import logging
 import queue
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -44,12 +46,10 @@ class Coordination:
         self._client = self._connect()
 
     def _connect(self) -> "etcd3.Etcd3Client":
-        first, *others = self.endpoints
-        host, _, port = first.rpartition(":")
-        if others:
-            # gRPC's own notation for several addresses; etcd3 appends the last port.
-            *front, last = self.endpoints
-            host, _, port = f"ipv4:{','.join([*front, last])}".rpartition(":")
+        host, _, port = self.endpoints[0].rpartition(":")
+        if len(self.endpoints) > 1:
+            # gRPC's own notation for several addresses, which takes no names; etcd3 appends the last port.
+            host, _, port = f"ipv4:{','.join(map(_numeric, self.endpoints))}".rpartition(":")
         return etcd3.client(host=host, port=int(port), timeout=self.timeout_seconds, grpc_options=_GRPC_OPTIONS)
 
     @contextmanager
@@ -105,8 +105,17 @@ class Coordination:
         with self._translated():
             return self._client.lease(seconds)
 
+    def create_leased(self, key: str, value: Any, lease: "etcd3.Lease") -> bool:
+        """As ``create``, for as long as the lease lives."""
+        with self._translated():
+            return bool(self._client.put_if_not_exists(self.prefix + key, _dump(value), lease=lease))
+
     def register(self, key: str, value: Any, lease_seconds: int) -> "Registration":
-        """A key that disappears within ``lease_seconds`` after this process did."""
+        """A key that disappears within ``lease_seconds`` after this process did.
+
+        One that another process holds is waited for that long, since that process may just have died; then
+        CoordinationError is raised.
+        """
         return Registration(self, key, value, lease_seconds)
 
     def watch(self, key: str, on_change: Callable[[Change], None]) -> "Watch":
@@ -136,6 +145,15 @@ class Coordination:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _numeric(endpoint: str) -> str:
+    """``host:port`` with the host's IPv4 address."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        return f"{socket.gethostbyname(host)}:{port}"
+    except OSError as error:
+        raise CoordinationError(f"{host} in [etcd] endpoints has no address: {error}", "correct the name") from error
 
 
 def _dump(value: Any) -> str:
@@ -247,9 +265,22 @@ class Registration:
         self._lease_seconds = lease_seconds
         self._closed = threading.Event()
         self._lease = self._coordination.grant_lease(lease_seconds)
-        self._coordination.put(key, value, self._lease)
+        self._take_key()
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease {key}", daemon=True)
         self._thread.start()
+
+    def _take_key(self) -> None:
+        # etcd may keep a dead process's key for a second longer than its lease says
+        deadline = time.monotonic() + self._lease_seconds + 2
+        while not self._coordination.create_leased(self._key, self._value, self._lease):
+            if time.monotonic() > deadline:
+                other = self._coordination.get(self._key) or {}
+                who = f"pid {other['pid']} on {other['host']}" if {"pid", "host"} <= other.keys() else "another process"
+                raise CoordinationError(
+                    f"{self._key} is already there, served by {who}", "end that process first, or take another name"
+                )
+            self._closed.wait(0.2)
+            self._lease.refresh()
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(self._lease_seconds / 3):
@@ -259,7 +290,7 @@ class Registration:
                 if not alive:
                     _log.warning("the lease on %s had run out; registering again", self._key)
                     self._lease = self._coordination.grant_lease(self._lease_seconds)
-                    self._coordination.put(self._key, self._value, self._lease)
+                    self._take_key()
             except CoordinationError as error:
                 _log.warning("cannot refresh the lease on %s: %s", self._key, error.message)
 

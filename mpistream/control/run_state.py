@@ -14,7 +14,6 @@ class ScanState(StrEnum):
     DRAINING = "draining"  # every producer has sent its last block; the ranks still count
     ASSEMBLING = "assembling"  # every block is counted; the ranks write the dataset
     COMMITTED = "committed"  # the dataset has its final name
-    INCOMPLETE = "incomplete"  # the same, without frames that were lost on the way
     ABORTED = "aborted"  # ended by request
     FAILED = "failed"  # ended by an error; the reason is recorded
 
@@ -29,9 +28,8 @@ TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {
     ScanState.ANNOUNCED: frozenset({ScanState.STREAMING}) | _ENDS_BADLY,
     ScanState.STREAMING: frozenset({ScanState.DRAINING}) | _ENDS_BADLY,
     ScanState.DRAINING: frozenset({ScanState.ASSEMBLING}) | _ENDS_BADLY,
-    ScanState.ASSEMBLING: frozenset({ScanState.COMMITTED, ScanState.INCOMPLETE}) | _ENDS_BADLY,
+    ScanState.ASSEMBLING: frozenset({ScanState.COMMITTED}) | _ENDS_BADLY,
     ScanState.COMMITTED: frozenset(),
-    ScanState.INCOMPLETE: frozenset(),
     ScanState.ABORTED: frozenset(),
     ScanState.FAILED: frozenset(),
 }

@@ -1,5 +1,6 @@
 """Announces a scan to a running deployment and follows it to its end."""
 
+import logging
 import os
 import time
 import uuid
@@ -12,15 +13,18 @@ from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.model.config import Config
-from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
+from mpistream.model.errors import CoordinationError, MpistreamError, ScanFailed, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import CountingParameters, ScanRecord, ScanSummary
 from mpistream.pipeline.producer import check_window
 from mpistream.reduction.reference_images import load_reference_image
 from mpistream.transport.mailbox import Mailbox
 
+_log = logging.getLogger(__name__)
+
 _TURN_SECONDS = 0.25
-_LIVENESS_SECONDS = 2.0
+_LIVENESS_SECONDS = 0.5
+_ABORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,18 @@ class ScanFollower:
                     state, moved = status.state, time.monotonic()
                     if state.is_final:
                         return self._ended(status)
-            latest = self._registry.progress(self._record.uid)
-            if latest != progress:
-                progress, moved = latest, time.monotonic()
-            on_progress(state, progress)
             now = time.monotonic()
-            if now - checked > _LIVENESS_SECONDS:
-                check_alive()
-                checked = now
+            try:
+                latest = self._registry.progress(self._record.uid)
+                if latest != progress:
+                    progress, moved = latest, now
+                if now - checked > _LIVENESS_SECONDS:
+                    check_alive()
+                    checked = now
+            except CoordinationError as error:
+                # The stream goes on without etcd; only its end cannot be seen yet.
+                _log.warning("waiting: %s", error.message)
+            on_progress(state, progress)
             if state is not ScanState.ASSEMBLING and now - moved > self._patience_seconds:
                 raise ScanFailed(
                     f"the scan made no progress for {self._patience_seconds:g} s",
@@ -155,11 +163,17 @@ class ScanFollower:
 
     def _end(self, error: MpistreamError) -> None:
         """Ends the scan for all: asks the job to, and does it in its place where the job is gone."""
-        self._registry.request_abort(self._record.uid, error.message)
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline and not self._registry.status(self._record.uid).state.is_final:
-            time.sleep(0.05)
-        self._registry.set_state(self._record.uid, ScanState.ABORTED, error)
+        try:
+            self._registry.request_abort(self._record.uid, error.message)
+            deadline = time.monotonic() + _ABORT_SECONDS
+            while time.monotonic() < deadline:
+                state = self._registry.status(self._record.uid).state
+                if state.is_final or state is ScanState.ASSEMBLING:
+                    return  # a dataset that is being written is finished
+                time.sleep(0.05)
+            self._registry.set_state(self._record.uid, ScanState.ABORTED, error)
+        except CoordinationError as unreachable:
+            _log.error("the scan could not be aborted: %s", unreachable)
 
 
 def check_registered(registry: Registry, record: ScanRecord) -> None:

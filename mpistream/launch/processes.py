@@ -76,11 +76,13 @@ def start_child(
 
 def last_words(log: Path) -> str:
     """What a process said last that a user should read: its error message, or else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("mpistream: error: ")]
-    if errors:
-        return lines[errors[0]].removeprefix("mpistream: error: ")
-    return lines[-1] if lines else "it said nothing"
+    if not errors:
+        return lines[-1].strip() if lines else "it said nothing"
+    message = lines[errors[0]].removeprefix("mpistream: error: ")
+    remedy = lines[errors[0] + 1 : errors[0] + 2]
+    return f"{message}; {remedy[0].strip()}" if remedy and remedy[0].startswith("  ") else message
 
 
 def kill_pid(pid: int, patience_seconds: float) -> None:

@@ -33,6 +33,13 @@ class EtcdConfig(_Section):
 class NetworkConfig(_Section):
     host: str = Field(default="127.0.0.1", description="address that this host's sockets bind and publish")
 
+    @field_validator("host")
+    @classmethod
+    def _others_can_connect(cls, host: str) -> str:
+        if host in ("", "*", "0.0.0.0", "::"):
+            raise ValueError(f"{host!r} is no address that others can connect to; name one of this host's addresses")
+        return host
+
 
 class StreamConfig(_Section):
     block_frames: int = Field(default=8, ge=1, le=MAX_BLOCK_FRAMES, description="frames per message")

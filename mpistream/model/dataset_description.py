@@ -5,24 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.geometry import FRAME_SHAPE
 from mpistream.model.scan import Counters, ScanRecord, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
-
-
-@dataclass(frozen=True)
-class SampleHistogram:
-    """Histogram of the pixel values of the calibration sample: bin i reaches from first_edge + i * bin_width, in ADU.
-
-    counts  uint64[n_bins]
-    """
-
-    first_edge: float
-    bin_width: float
-    counts: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,6 @@ class DatasetDescription:
     frame_shape: tuple[int, int] = FRAME_SHAPE
     dark: npt.NDArray[Any] | None = None
     gain: npt.NDArray[Any] | None = None
-    histogram: SampleHistogram | None = None
     detectors: VirtualDetectors = field(default_factory=VirtualDetectors)
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -47,7 +47,6 @@ DARK = f"{REFERENCES}/dark"
 GAIN = f"{REFERENCES}/gain"
 
 COUNTING = "metadata/electron_counting"
-HISTOGRAM = f"{COUNTING}/histogram"
 COUNTERS = "metadata/counters"
 PROVENANCE = "metadata/provenance"
 PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"

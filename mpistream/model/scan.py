@@ -94,7 +94,7 @@ class Thresholds(_Record):
     xray: float
     calibrated: bool
     sample_frames: int = 0
-    statistics: dict[str, float] = Field(default_factory=dict)
+    statistics: dict[str, int | float] = Field(default_factory=dict)
 
 
 class Counters(_Record):

@@ -26,7 +26,7 @@ def run_aggregator(config: Config) -> None:
         sockets.wait_for(tables)
         data_inlet = sockets.data_inlet(host, options.data_port)
         answer_inlet = sockets.answer_inlet(host, options.answer_port)
-        aggregator = Aggregator(sockets, data_inlet, answer_inlet, registry.routing)
+        aggregator = Aggregator(sockets, data_inlet, answer_inlet)
         watch = registry.watch_routing(tables.put)
         registration = registry.register_aggregator(
             AggregatorEntry(options.name, socket.gethostname(), os.getpid(), data_inlet.endpoint, answer_inlet.endpoint)

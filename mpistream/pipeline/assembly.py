@@ -1,7 +1,5 @@
 """gather -> write: what all ranks do together once a scan is counted."""
 
-import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -34,7 +32,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: ScanReduction, ends: Sequen
         dark=scan.dark,
         gain=scan.gain,
         seconds=seconds,
-        provenance={"job": job, "command": " ".join(sys.argv), "ranks": comm.size, "user": os.environ.get("USER", "")},
+        provenance={"job": job, "mpi_ranks": comm.size},
     )
     report = write_dataset(
         comm,

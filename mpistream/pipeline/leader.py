@@ -12,10 +12,11 @@ from mpistream.control.conductor import Conductor
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.model.errors import CoordinationError, MpistreamError, ScanFailed
+from mpistream.model.errors import MpistreamError, ScanFailed
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd, Thresholds
+from mpistream.pipeline.process import persist
 from mpistream.reduction.scan_reduction import fit_sample
 from mpistream.transport.mailbox import Mailbox
 
@@ -24,7 +25,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PROGRESS_SECONDS = 0.25
-_RETRY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,4 @@ class JobLeader:
         self._persist(lambda: self._registry.write_summary(uid, summary))
 
     def _persist(self, action: Callable[[], _T]) -> _T:
-        deadline = time.monotonic() + self._patience_seconds
-        while True:
-            try:
-                return action()
-            except CoordinationError as error:
-                if time.monotonic() > deadline:
-                    raise
-                _log.warning("trying again: %s", error)
-                self._closed.wait(_RETRY_SECONDS)
+        return persist(action, self._patience_seconds)

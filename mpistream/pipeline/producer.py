@@ -18,7 +18,7 @@ from mpistream.model.errors import ConfigError, CoordinationError, MpistreamErro
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.protocol import Hello
 from mpistream.model.scan import ScanRecord
-from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
+from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry, persist
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import AnswerOutlet, DataOutlet, Sockets
 
@@ -90,9 +90,12 @@ class _Producer:
 
     def _report(self, uid: UUID, error: MpistreamError) -> None:
         try:
-            self.registry.write_fault(uid, f"producer-{self.entry.producer_id}", error)
+            self._persist(lambda: self.registry.write_fault(uid, f"producer-{self.entry.producer_id}", error))
         except CoordinationError as unreachable:
             _log.error("scan %s: the failure could not be reported: %s", uid, unreachable)
+
+    def _persist(self, action: Callable[[], None]) -> None:
+        persist(action, self.config.stream.patience_seconds)
 
     def _send_scan(self, uid: UUID) -> None:
         record = self.registry.record(uid)
@@ -118,7 +121,7 @@ class _Producer:
                 )
                 end = sender.send_all()
                 if end is not None:
-                    self.registry.write_end(uid, end)
+                    self._persist(lambda: self.registry.write_end(uid, end))
                     sender.wait_until_acknowledged()
         finally:
             source.close()

@@ -124,10 +124,6 @@ def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
             "x_ray_threshold_n_sigma": parameters.xray_sigmas,
         },
     )
-    if description.histogram is not None:
-        histogram = file.create_dataset(layout.HISTOGRAM, data=description.histogram.counts.astype("<u8"))
-        histogram.attrs["first_edge"] = description.histogram.first_edge
-        histogram.attrs["bin_width"] = description.histogram.bin_width
 
 
 def _write_provenance(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:

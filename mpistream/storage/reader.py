@@ -52,9 +52,7 @@ def _check_format(file: h5py.File, path: Path) -> None:
     if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.FORMAT_NAME:
         if f"{layout.EVENTS}/frames" in file:
             raise StorageError(f"{path} is a file of stempy's", "open it with stempy.io.load_electron_counts")
-        raise StorageError(
-            f"{path} is no mpistream dataset", "a scan's output or an unfinished copy of it? check --out"
-        )
+        raise StorageError(f"{path} is no mpistream dataset", "give the path of a finished scan's output")
     version = int(file.attrs.get(layout.FORMAT_VERSION_ATTRIBUTE, 0))
     if version > layout.FORMAT_VERSION:
         raise StorageError(

@@ -132,7 +132,8 @@ def _complete(
         assert images is not None
         ranks = np.array(rows, layout.RANK_DTYPE)
         writing_ranks = int(np.count_nonzero(ranks["driver"]))
-        write_metadata(partial, description, images, WritingFacts(ranks, writing_ranks, {"writing": seconds_events}))
+        facts = WritingFacts(ranks, writing_ranks, {"writing_events": seconds_events})
+        write_metadata(partial, description, images, facts)
 
     _on_rank_zero(comm, write)
 

@@ -4,7 +4,7 @@ It keeps no state that matters: it reads headers, never payloads, and holds only
 """
 
 import logging
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from mpistream.model.errors import ProtocolError
@@ -19,15 +19,15 @@ _log = logging.getLogger(__name__)
 class Aggregator:
     """One thread's forwarding between producers and ranks.
 
-    ``find_table(version)`` looks up a routing table that has not been seen yet; it raises for an unknown version.
+    Blocks that are stamped with a routing table which is not known yet wait for it; the producers' windows bound them.
     """
 
     sockets: Sockets
     data_inlet: DataInlet
     answer_inlet: AnswerInlet
-    find_table: Callable[[int], RoutingTable]
     blocks_forwarded: int = 0
-    blocks_refused: int = 0
+    refused: int = 0
+    _waiting: dict[int, list[tuple[BlockHeader, bytes, memoryview]]] = field(default_factory=lambda: defaultdict(list))
     _tables: dict[int, RoutingTable] = field(default_factory=dict)
     _outlets: dict[str, DataOutlet] = field(default_factory=dict)
     _answers: dict[str, AnswerOutlet] = field(default_factory=dict)
@@ -46,6 +46,8 @@ class Aggregator:
             self.sockets.forget(self._answers.pop(endpoint))
         for endpoint in current.keys() - self._outlets.keys():
             self._connect(current[endpoint])
+        for waiting in self._waiting.pop(table.version, []):
+            self._pass_on(*waiting)
 
     def _connect(self, rank: RankEndpoints) -> None:
         self._outlets[rank.data_endpoint] = self.sockets.data_outlet(rank.data_endpoint)
@@ -55,23 +57,31 @@ class Aggregator:
         """Passes on what has arrived, in both directions, without waiting."""
         for packed, payload in self.data_inlet.receive():
             try:
-                header = BlockHeader.unpack(packed)
-                table = self._table(header.routing_version)
+                self._pass_on(BlockHeader.unpack(packed), packed, payload)
             except ProtocolError as error:
-                self.blocks_refused += 1
-                _log.error("refused a block: %s", error)
-                continue
-            rank = table.ranks[table.rank_of(header.scan_uid, header.block)]
-            self._outlets[rank.data_endpoint].send(packed, payload)
-            self.blocks_forwarded += 1
+                self._refuse(error)
         self.answer_inlet.receive()
         for answer in self._answers.values():
             for message in answer.receive_packed():
-                self.answer_inlet.send(Ack.unpack(message).producer_id, message)
+                try:
+                    self.answer_inlet.send(Ack.unpack(message).producer_id, message)
+                except ProtocolError as error:
+                    self._refuse(error)
 
-    def _table(self, version: int) -> RoutingTable:
-        if version not in self._tables:
+    def _pass_on(self, header: BlockHeader, packed: bytes, payload: memoryview) -> None:
+        version = header.routing_version
+        table = self._tables.get(version)
+        if table is None:
             if self._tables and version < max(self._tables):
-                raise ProtocolError(f"routing table {version} is out of use")
-            self.adopt(self.find_table(version))
-        return self._tables[version]
+                raise ProtocolError(f"a block routed by table {version}, which is out of use")
+            self._waiting[version].append((header, packed, payload))
+            return
+        rank = table.ranks[table.rank_of(header.scan_uid, header.block)]
+        self._outlets[rank.data_endpoint].send(packed, payload)
+        self.blocks_forwarded += 1
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """Says so for the first and then for every thousandth message."""
+        if self.refused % 1000 == 0:
+            _log.error("refused a message (%d before): %s", self.refused, error)
+        self.refused += 1

@@ -223,7 +223,11 @@ class JobHub:
                 identity, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            message = JobMessage.unpack(parts)
+            try:
+                message = JobMessage.unpack(parts)
+            except ProtocolError as error:
+                _log.error("refused a job message: %s", error)
+                continue
             self._identities[message.rank] = identity
             yield message
 

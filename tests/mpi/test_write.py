@@ -93,6 +93,6 @@ def test_the_file_says_where_it_comes_from(dataset):
     assert provenance["scan_record"]["source"] == "made up"
     assert provenance["job"] == '{"nodes": 2}'
     assert provenance["seconds"]["receiving"] == 1.25
-    assert provenance["seconds"]["writing"] > 0
+    assert provenance["seconds"]["writing_events"] > 0
     assert provenance["versions"]["h5py"] == h5py.version.version
     assert "Open MPI" in provenance["versions"]["mpi"]
