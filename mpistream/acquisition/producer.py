@@ -113,6 +113,7 @@ class SectorSender:
         )
         self.outlet_of(block).send(header.pack(), buffer[:payload_bytes])
         self._sent[block] = present
+        self._last_news = time.monotonic()  # the ranks' silence begins when they have something to answer
 
     def _wait(self, done: Callable[[], bool]) -> bool:
         """True once ``done``, False when the scan is no longer wanted."""

@@ -65,8 +65,8 @@ class Conductor:
         match message.kind:
             case JobMessageKind.READY:
                 scan.ready.add(message.rank)
-                if len(scan.ready) == self._ranks and scan.state is ScanState.ANNOUNCED:
-                    self._advance(scan, ScanState.STREAMING)
+                everybody = len(scan.ready) == self._ranks and scan.state is ScanState.ANNOUNCED
+                if everybody and self._advance(scan, ScanState.STREAMING):
                     self._drain(scan)
             case JobMessageKind.SAMPLE:
                 scan.samples[int(message.fields["block"])] = message.binary
@@ -104,10 +104,15 @@ class Conductor:
             self._outputs.write_summary(uid, summary)
             self._advance(self._scans.pop(uid), ScanState.COMMITTED)
 
-    def _advance(self, scan: _Scan, state: ScanState) -> None:
+    def _advance(self, scan: _Scan, state: ScanState) -> bool:
+        """False, and the scan is let go of, where somebody else has ended it."""
         scan.state = state
-        if not self._outputs.set_state(scan.record.uid, state):
-            _log.warning("scan %s was ended by somebody else before it became %s", scan.record.uid, state)
+        if self._outputs.set_state(scan.record.uid, state):
+            return True
+        _log.warning("scan %s was ended by somebody else before it became %s", scan.record.uid, state)
+        if self._scans.pop(scan.record.uid, None):
+            self._outputs.tell_ranks(JobMessageKind.DISCARD, {"uid": str(scan.record.uid)})
+        return False
 
     def _calibrate(self, scan: _Scan) -> None:
         if scan.thresholds is not None:
@@ -128,10 +133,11 @@ class Conductor:
         self._outputs.tell_ranks(JobMessageKind.THRESHOLDS, fields)
 
     def _drain(self, scan: _Scan) -> None:
-        if scan.state is ScanState.STREAMING and len(scan.ends) == SECTORS:
-            self._advance(scan, ScanState.DRAINING)
-        if scan.state is ScanState.DRAINING and len(scan.drained) == self._ranks:
-            self._advance(scan, ScanState.ASSEMBLING)
+        all_sent = scan.state is ScanState.STREAMING and len(scan.ends) == SECTORS
+        if all_sent and not self._advance(scan, ScanState.DRAINING):
+            return
+        all_counted = scan.state is ScanState.DRAINING and len(scan.drained) == self._ranks
+        if all_counted and self._advance(scan, ScanState.ASSEMBLING):
             ends = [scan.ends[sector].model_dump(mode="json") for sector in sorted(scan.ends)]
             self._outputs.tell_ranks(JobMessageKind.ASSEMBLE, {"uid": str(scan.record.uid), "ends": ends})
 

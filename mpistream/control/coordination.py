@@ -227,6 +227,9 @@ class Watch:
                     self._revision = self._list()
                     listed, pause_seconds = True, 0.1
                 self._stream = self._coordination.open_watch_stream(self._key, self._revision + 1)
+                if self._closed.is_set():  # close() may have looked before there was a stream
+                    self._stream.close()
+                    return
                 for key, value in self._stream:
                     self._report(key, value)
             except (grpc.RpcError, CoordinationError, ValueError) as error:
@@ -280,7 +283,8 @@ class Registration:
                     f"{self._key} is already there, served by {who}", "end that process first, or take another name"
                 )
             self._closed.wait(0.2)
-            self._lease.refresh()
+            with self._coordination._translated():
+                self._lease.refresh()
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(self._lease_seconds / 3):

@@ -109,8 +109,10 @@ class Registry:
         """Writes a scan's immutable record and its first state."""
         key = f"scans/{record.uid}/"
         status = ScanStatus(ScanState.ANNOUNCED, time.time())
-        self._etcd.put(key + "state", status.to_json())
-        if not self._etcd.create(key + "record", record.model_dump(mode="json")):
+        if not (
+            self._etcd.create(key + "state", status.to_json())
+            and self._etcd.create(key + "record", record.model_dump(mode="json"))
+        ):
             raise CoordinationError(f"scan {record.uid} was announced before")
 
     def record(self, uid: UUID) -> ScanRecord | None:

@@ -1,5 +1,6 @@
 """The configuration that all processes of a deployment share: one TOML file, overridable by flags."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -25,7 +26,8 @@ class EtcdConfig(_Section):
     @classmethod
     def _host_and_port(cls, endpoints: list[str]) -> list[str]:
         for endpoint in endpoints:
-            if not re.fullmatch(r"[^:/\s]+:\d+", endpoint):
+            port = re.fullmatch(r"[^:/\s]+:(\d{1,5})", endpoint)
+            if port is None or not 1 <= int(port[1]) <= 65535:
                 raise ValueError(f"{endpoint!r} is not host:port")
         return endpoints
 
@@ -110,7 +112,8 @@ class Config(_Section):
             if value is not None:
                 section, _, key = dotted.rpartition(".")
                 target = values.setdefault(section, {}) if section else values
-                target[key] = value
+                if isinstance(target, dict):  # anything else is refused below
+                    target[key] = value
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -130,7 +133,7 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def _config_error(config: type[BaseModel], error: ValidationError, where: str) -> ConfigError:

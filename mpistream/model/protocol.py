@@ -143,6 +143,8 @@ class Ack:
             blocks = struct.unpack_from(f"<{count}Q", message, _PREFIX.size + _ACK.size)
         except struct.error as error:
             raise ProtocolError(f"a truncated acknowledgement: {error}") from error
+        if len(message) != _PREFIX.size + _ACK.size + 8 * count:
+            raise ProtocolError(f"an acknowledgement of {count} blocks in {len(message)} bytes")
         return cls(producer_id, scan_uid, producer, rank, blocks)
 
 

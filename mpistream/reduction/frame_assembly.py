@@ -79,8 +79,8 @@ class FrameAssembly:
             raise ProtocolError(f"block {header.block} is not encoded as the scan's record says")
         if header.block not in self._blocks:
             raise ProtocolError(f"block {header.block} is outside the scan's {self._blocks}")
-        sectors = self._partial.setdefault(header.block, {})
-        if header.sector in sectors or self._complete[header.block - self._blocks.start]:
+        sectors = {} if self.is_complete(header.block) else self._partial.setdefault(header.block, {})
+        if header.sector in sectors or self.is_complete(header.block):
             self.counters.sectors_duplicate += header.frames_present.bit_count()
             return None
         sectors[header.sector] = (header, payload)
@@ -133,6 +133,8 @@ class FrameAssembly:
         claimed = found["y"].astype(np.uint32) * np.uint32(columns) + found["x"]
         good = (
             (found["frame_number"] == frames + header.first_frame)
+            & (frames + header.first_frame >= self.record.first_frame)
+            & (frames + header.first_frame <= self.record.last_frame)
             & (found["x"] < columns)
             & (found["y"] < rows)
             & (found["columns"] == columns)

@@ -27,10 +27,10 @@ class Aggregator:
     answer_inlet: AnswerInlet
     blocks_forwarded: int = 0
     refused: int = 0
-    _waiting: dict[int, list[tuple[BlockHeader, bytes, memoryview]]] = field(default_factory=lambda: defaultdict(list))
+    _waiting: dict[int, list[tuple[bytes, memoryview]]] = field(default_factory=lambda: defaultdict(list))
     _tables: dict[int, RoutingTable] = field(default_factory=dict)
-    _outlets: dict[str, DataOutlet] = field(default_factory=dict)
-    _answers: dict[str, AnswerOutlet] = field(default_factory=dict)
+    _outlets: dict[RankEndpoints, DataOutlet] = field(default_factory=dict)
+    _answers: dict[RankEndpoints, AnswerOutlet] = field(default_factory=dict)
 
     def adopt(self, table: RoutingTable) -> None:
         """Connects to the ranks of a new table and lets go of those in none of the two latest.
@@ -40,26 +40,23 @@ class Aggregator:
         self._tables[table.version] = table
         for version in sorted(self._tables)[:-2]:
             del self._tables[version]
-        current = {rank.data_endpoint: rank for known in self._tables.values() for rank in known.ranks}
-        for endpoint in self._outlets.keys() - current.keys():
-            self.sockets.forget(self._outlets.pop(endpoint))
-            self.sockets.forget(self._answers.pop(endpoint))
-        for endpoint in current.keys() - self._outlets.keys():
-            self._connect(current[endpoint])
+        current = {rank for known in self._tables.values() for rank in known.ranks}
+        for rank in self._outlets.keys() - current:
+            self.sockets.forget(self._outlets.pop(rank))
+            self.sockets.forget(self._answers.pop(rank))
+        for rank in current - self._outlets.keys():
+            self._connect(rank)
         for waiting in self._waiting.pop(table.version, []):
-            self._pass_on(*waiting)
+            self._take(*waiting)
 
     def _connect(self, rank: RankEndpoints) -> None:
-        self._outlets[rank.data_endpoint] = self.sockets.data_outlet(rank.data_endpoint)
-        self._answers[rank.data_endpoint] = self.sockets.answer_outlet(rank.answer_endpoint, Hello(None))
+        self._outlets[rank] = self.sockets.data_outlet(rank.data_endpoint)
+        self._answers[rank] = self.sockets.answer_outlet(rank.answer_endpoint, Hello(None))
 
     def forward(self) -> None:
         """Passes on what has arrived, in both directions, without waiting."""
         for packed, payload in self.data_inlet.receive():
-            try:
-                self._pass_on(BlockHeader.unpack(packed), packed, payload)
-            except ProtocolError as error:
-                self._refuse(error)
+            self._take(packed, payload)
         self.answer_inlet.receive()
         for answer in self._answers.values():
             for message in answer.receive_packed():
@@ -68,16 +65,22 @@ class Aggregator:
                 except ProtocolError as error:
                     self._refuse(error)
 
+    def _take(self, packed: bytes, payload: memoryview) -> None:
+        try:
+            self._pass_on(BlockHeader.unpack(packed), packed, payload)
+        except ProtocolError as error:
+            self._refuse(error)
+
     def _pass_on(self, header: BlockHeader, packed: bytes, payload: memoryview) -> None:
         version = header.routing_version
         table = self._tables.get(version)
         if table is None:
             if self._tables and version < max(self._tables):
                 raise ProtocolError(f"a block routed by table {version}, which is out of use")
-            self._waiting[version].append((header, packed, payload))
+            self._waiting[version].append((packed, payload))
             return
         rank = table.ranks[table.rank_of(header.scan_uid, header.block)]
-        self._outlets[rank.data_endpoint].send(packed, payload)
+        self._outlets[rank].send(packed, payload)
         self.blocks_forwarded += 1
 
     def _refuse(self, error: ProtocolError) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Protocol
+from uuid import uuid4
 
 import zmq
 
@@ -60,10 +61,13 @@ class Sockets:
     def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         return AnswerInlet(socket, self._bind(socket, host, port))
 
     def answer_outlet(self, endpoint: str, hello: Hello) -> "AnswerOutlet":
         socket = self._socket(zmq.DEALER)
+        # A name of its own, so that it is known again when ZeroMQ has had to reconnect: the greeting is not repeated.
+        socket.setsockopt(zmq.ROUTING_ID, uuid4().hex.encode())
         socket.connect(endpoint)
         socket.send(hello.pack())
         return AnswerOutlet(socket)
@@ -156,7 +160,8 @@ class AnswerInlet:
     def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
         self._socket = socket
         self.endpoint = endpoint
-        self._peers: dict[bytes, int | None] = {}
+        self._producers: dict[int, bytes] = {}  # the latest connection of each
+        self._aggregators: list[bytes] = []
         self._waiting: dict[int, list[bytes]] = defaultdict(list)
 
     def receive(self) -> None:
@@ -164,11 +169,16 @@ class AnswerInlet:
         while True:
             try:
                 identity, message = self._socket.recv_multipart(zmq.NOBLOCK)
-                self._peers[identity] = Hello.unpack(message).producer_id
+                producer_id = Hello.unpack(message).producer_id
             except zmq.Again:
                 break
             except (ProtocolError, ValueError) as error:
                 _log.warning("refused a greeting: %s", error)
+            else:
+                if producer_id is None:
+                    self._aggregators.append(identity)
+                else:
+                    self._producers[producer_id] = identity
         waiting, self._waiting = self._waiting, defaultdict(list)
         for producer_id, messages in waiting.items():
             for message in messages:
@@ -176,19 +186,22 @@ class AnswerInlet:
 
     def send(self, producer_id: int, message: bytes) -> None:
         """Sends a packed Ack on its way to ``producer_id``."""
-        direct = [identity for identity, peer in self._peers.items() if peer == producer_id]
-        aggregators = [identity for identity, peer in self._peers.items() if peer is None]
-        delivered = False
-        for identity in direct or aggregators:
-            try:
-                self._socket.send_multipart([identity, message], zmq.NOBLOCK)
-                delivered = True
-            except zmq.ZMQError as error:
-                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                    raise
-                del self._peers[identity]
-        if not delivered:
+        direct = self._producers.get(producer_id)
+        if direct is not None and self._deliver(direct, message):
+            return
+        delivered = [self._deliver(identity, message) for identity in self._aggregators]
+        if not any(delivered):
             self._waiting[producer_id].append(message)
+
+    def _deliver(self, identity: bytes, message: bytes) -> bool:
+        """False while the peer is not connected; it may come back."""
+        try:
+            self._socket.send_multipart([identity, message], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
 
 
 class AnswerOutlet:

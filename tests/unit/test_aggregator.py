@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from mpistream.model.errors import CoordinationError
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.protocol import Ack, BlockHeader, Encoding, Hello
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
@@ -49,26 +48,19 @@ class Bench:
 
     def __init__(self) -> None:
         self._mine, self._theirs = Sockets(), Sockets()
-        self.tables: dict[int, RoutingTable] = {}
-        self.aggregator = Aggregator(
-            self._mine, self._mine.data_inlet(HOST), self._mine.answer_inlet(HOST), self.find_table
-        )
+        self.aggregator = Aggregator(self._mine, self._mine.data_inlet(HOST), self._mine.answer_inlet(HOST))
         self.ranks: list[Rank] = []
         self.producer: DataOutlet = self._theirs.data_outlet(self.aggregator.data_inlet.endpoint)
-
-    def find_table(self, version: int) -> RoutingTable:
-        if version not in self.tables:
-            raise CoordinationError(f"etcd holds no routing table of version {version}")
-        return self.tables[version]
 
     def rank(self, port: int = 0) -> Rank:
         rank = Rank(self._theirs.data_inlet(HOST, port), self._theirs.answer_inlet(HOST))
         self.ranks.append(rank)
         return rank
 
-    def publish(self, version: int, *ranks: Rank) -> RoutingTable:
-        self.tables[version] = RoutingTable(version, "job", tuple(rank.entry(i) for i, rank in enumerate(ranks)))
-        return self.tables[version]
+    def adopt(self, version: int, *ranks: Rank) -> RoutingTable:
+        table = RoutingTable(version, "job", tuple(rank.entry(i) for i, rank in enumerate(ranks)))
+        self.aggregator.adopt(table)
+        return table
 
     def ear(self, producer_id: int) -> AnswerOutlet:
         return self._theirs.answer_outlet(self.aggregator.answer_inlet.endpoint, Hello(producer_id))
@@ -99,20 +91,19 @@ def bench() -> Iterator[Bench]:
 
 def test_blocks_go_to_the_rank_they_belong_to_untouched(bench: Bench) -> None:
     first, second = bench.rank(), bench.rank()
-    table = bench.publish(1, first, second)
-    bench.aggregator.adopt(table)
+    table = bench.adopt(1, first, second)
     for block in range(20):
         bench.send(block)
     bench.until(lambda: len(first.came) + len(second.came) == 20)
     for number, rank in enumerate(bench.ranks):
         assert rank.blocks() == [block for block in range(20) if table.rank_of(UID, block) == number]
         assert all(payload == PAYLOAD and header.scan_uid == UID for header, payload in rank.came)
-    assert (bench.aggregator.blocks_forwarded, bench.aggregator.blocks_refused) == (20, 0)
+    assert (bench.aggregator.blocks_forwarded, bench.aggregator.refused) == (20, 0)
 
 
 def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
     first, second = bench.rank(), bench.rank()
-    bench.aggregator.adopt(bench.publish(1, first, second))
+    bench.adopt(1, first, second)
     ears = {producer_id: bench.ear(producer_id) for producer_id in (3, 4)}
     first.acknowledge(3, 0, 2)
     second.acknowledge(4, 1)
@@ -128,7 +119,7 @@ def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
 
 def test_an_acknowledgement_waits_for_a_producer_that_has_not_come_yet(bench: Bench) -> None:
     rank = bench.rank()
-    bench.aggregator.adopt(bench.publish(1, rank))
+    bench.adopt(1, rank)
     rank.acknowledge(3, 7)
     deadline = time.monotonic() + 0.2
     bench.until(lambda: time.monotonic() > deadline)
@@ -153,52 +144,56 @@ def test_garbage_is_refused_counted_and_harms_nothing(
     bench: Bench, parts: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     rank = bench.rank()
-    bench.aggregator.adopt(bench.publish(1, rank))
+    bench.adopt(1, rank)
     with caplog.at_level(logging.ERROR):
         bench.producer.socket.send_multipart(parts)
         bench.send(0)
         bench.until(lambda: rank.came)
-    assert bench.aggregator.blocks_refused == 1
-    assert "refused a block" in caplog.text
+    assert bench.aggregator.refused == 1
+    assert "refused a message" in caplog.text
     assert rank.blocks() == [0]
 
 
-def test_a_routing_version_that_nobody_knows_is_refused_and_harms_nothing(bench: Bench) -> None:
-    rank = bench.rank()
-    bench.aggregator.adopt(bench.publish(1, rank))
-    bench.send(0, version=99)
-    bench.send(1)
-    bench.until(lambda: rank.came)
-    assert rank.blocks() == [1]
-    assert bench.aggregator.blocks_refused == 1
-
-
-def test_a_table_that_is_not_known_yet_is_looked_up(bench: Bench) -> None:
+def test_blocks_of_a_table_that_is_not_known_yet_wait_for_it(bench: Bench) -> None:
     first, second = bench.rank(), bench.rank()
-    bench.aggregator.adopt(bench.publish(1, first))
-    bench.publish(2, second)
+    bench.adopt(1, first)
     bench.send(0, version=2)
-    bench.send(1, version=1)
-    bench.until(lambda: first.came and second.came)
-    assert (first.blocks(), second.blocks()) == ([1], [0])
+    bench.send(1, version=99)
+    bench.send(2, version=1)
+    bench.until(lambda: first.came)
+    assert (first.blocks(), second.blocks()) == ([2], [])
+    bench.adopt(2, second)
+    bench.until(lambda: second.came)
+    assert (first.blocks(), second.blocks(), bench.aggregator.refused) == ([2], [0], 0)
+
+
+def test_an_aggregator_that_starts_is_told_old_tables_too_in_any_order(bench: Bench) -> None:
+    """etcd lists keys as texts: 1, 10, 11, 2. Blocks may have come before."""
+    old, latest = bench.rank(), bench.rank()
+    bench.send(0, version=2)
+    deadline = time.monotonic() + 0.2
+    bench.until(lambda: time.monotonic() > deadline)
+    for version in (1, 10, 11, 2):
+        bench.adopt(version, latest if version == 11 else old)
+    bench.send(1, version=11)
+    bench.until(lambda: latest.came)
+    assert (old.blocks(), latest.blocks()) == ([], [1])
 
 
 def test_the_table_before_stays_in_use_and_older_ones_do_not(bench: Bench) -> None:
     ranks = [bench.rank() for _ in range(3)]
     for version, rank in enumerate(ranks, 1):
-        bench.aggregator.adopt(bench.publish(version, rank))
+        bench.adopt(version, rank)
     for version in (1, 2, 3):
         bench.send(version, version)
     bench.until(lambda: ranks[1].came and ranks[2].came)
     assert [rank.blocks() for rank in ranks] == [[], [2], [3]]
-    assert bench.aggregator.blocks_refused == 1
+    assert bench.aggregator.refused == 1
 
 
 def test_a_table_may_be_adopted_again(bench: Bench) -> None:
     rank = bench.rank()
-    table = bench.publish(1, rank)
-    bench.aggregator.adopt(table)
-    bench.aggregator.adopt(table)
+    bench.aggregator.adopt(bench.adopt(1, rank))
     bench.send(0)
     bench.until(lambda: rank.came)
     assert rank.blocks() == [0]
@@ -207,10 +202,10 @@ def test_a_table_may_be_adopted_again(bench: Bench) -> None:
 def test_a_rank_that_took_the_port_of_an_earlier_one_is_heard(bench: Bench) -> None:
     """Its data come to the same endpoint as the earlier rank's, its answers from another one."""
     earlier = bench.rank()
-    bench.aggregator.adopt(bench.publish(1, earlier))
+    bench.adopt(1, earlier)
     later = Rank(earlier.data, bench.rank().answers)
     bench.ranks = [later]
-    bench.aggregator.adopt(bench.publish(2, later))
+    bench.adopt(2, later)
     later.acknowledge(3, 7)
     ear, heard = bench.ear(3), []
     bench.until(lambda: heard.extend(ear.receive()) or heard)
@@ -219,7 +214,7 @@ def test_a_rank_that_took_the_port_of_an_earlier_one_is_heard(bench: Bench) -> N
 
 def test_a_malformed_acknowledgement_harms_nothing(bench: Bench) -> None:
     rank = bench.rank()
-    bench.aggregator.adopt(bench.publish(1, rank))
+    bench.adopt(1, rank)
     rank.answers.send(3, b"MPIS\x09\x00\x02\x00")
     rank.acknowledge(3, 7)
     ear, heard = bench.ear(3), []

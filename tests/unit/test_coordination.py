@@ -146,7 +146,7 @@ def test_a_registration_outlives_its_lease_and_ends_at_once_when_it_is_closed(et
     assert etcd.get("producers/1") is None
 
 
-def test_a_registration_disappears_with_its_process(server: EtcdServer, etcd: Coordination) -> None:
+def test_a_registration_disappears_with_its_process_for_the_next_one(server: EtcdServer, etcd: Coordination) -> None:
     code = (
         "import sys, time\n"
         "from mpistream.control.coordination import Coordination\n"
@@ -162,7 +162,19 @@ def test_a_registration_disappears_with_its_process(server: EtcdServer, etcd: Co
         assert etcd.get("producers/1") == {"pid": 7}
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=5)
-        until(lambda: etcd.get("producers/1") is None, seconds=LEASE_SECONDS + 3)
+        started = time.monotonic()
+        successor = etcd.register("producers/1", {"pid": 8}, LEASE_SECONDS)
+        assert time.monotonic() - started < LEASE_SECONDS + 2
+        assert etcd.get("producers/1") == {"pid": 8}
+        successor.close()
+
+
+def test_a_key_that_a_living_process_holds_is_refused(etcd: Coordination) -> None:
+    registration = etcd.register("aggregators/a", {"pid": 7, "host": "edge"}, LEASE_SECONDS)
+    with pytest.raises(CoordinationError, match="aggregators/a is already there, served by pid 7 on edge"):
+        etcd.register("aggregators/a", {"pid": 8, "host": "edge"}, LEASE_SECONDS)
+    assert etcd.get("aggregators/a") == {"pid": 7, "host": "edge"}
+    registration.close()
 
 
 def test_a_registration_whose_lease_was_revoked_is_written_again(server: EtcdServer, etcd: Coordination) -> None:

@@ -81,7 +81,8 @@ def test_a_child_that_ended_is_reported_with_its_last_words(start) -> None:
         (b"", "it said nothing"),
         (b"\n \n", "it said nothing"),
         (b"one\ntwo\n\n", "two"),
-        (b"mpistream: error: first\n  remedy\nmpistream: error: second\nthe end\n", "first"),
+        (b"mpistream: error: first\n  remedy\nmpistream: error: second\nthe end\n", "first; remedy"),
+        (b"mpistream: error: first\nmpistream: error: second\n", "first"),
         (b"\xff\xfe broken\n", "�� broken"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpistream.control.run_state import TRANSITIONS, IllegalTransition, ScanState, ScanStatus, check_transition
 
-FINAL = {ScanState.COMMITTED, ScanState.INCOMPLETE, ScanState.ABORTED, ScanState.FAILED}
+FINAL = {ScanState.COMMITTED, ScanState.ABORTED, ScanState.FAILED}
 WAY = [
     ScanState.ANNOUNCED,
     ScanState.STREAMING,
@@ -18,7 +18,6 @@ WAY = [
 ]
 LEGAL = {
     *itertools.pairwise(WAY),
-    (ScanState.ASSEMBLING, ScanState.INCOMPLETE),
     *itertools.product(WAY[:-1], [ScanState.ABORTED, ScanState.FAILED]),
 }
 
