@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from mpistream.control.coordination import Coordination
+from mpistream.launch.local import etcd_command, free_port
 from mpistream.launch.processes import Child, start_child
-from mpistream.launch.testbed import free_port
 
 START_SECONDS = 20.0
 
@@ -38,14 +38,7 @@ class EtcdServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        client, peer = (f"http://127.0.0.1:{port}" for port in (self._client_port, self._peer_port))
-        command = [
-            "etcd",
-            *("--name", "test", "--data-dir", str(self._folder / "data"), "--log-level", "warn"),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", f"test={peer}"),
-        ]
+        command = etcd_command(self._folder / "data", self._client_port, self._peer_port)
         self._child = start_child("etcd", "etcd", command, self._folder / "etcd.log")
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpistream.launch.local import MPI_ENVIRONMENT, etcd_command, free_port, mpiexec
 from mpistream.launch.processes import last_words, start_child
 from mpistream.model.errors import MpistreamError
 
@@ -178,22 +179,15 @@ def _etcd_server() -> str:
     from importlib.metadata import version
 
     from mpistream.control.coordination import Coordination
-    from mpistream.launch.testbed import free_port
     from mpistream.model.errors import CoordinationError
 
     server = _run(["etcd", "--version"]).splitlines()[0].rpartition(" ")[2]
-    client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    client_port, peer_port = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="mpistream-doctor-") as folder:
-        command = [
-            "etcd",
-            *("--name", "doctor", "--data-dir", f"{folder}/data", "--log-level", "error"),
-            *("--listen-client-urls", f"http://{client}", "--advertise-client-urls", f"http://{client}"),
-            *("--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}"),
-            *("--initial-cluster", f"doctor=http://{peer}"),
-        ]
+        command = etcd_command(Path(folder) / "data", client_port, peer_port)
         child = start_child("etcd", "etcd", command, Path(folder) / "log")
         try:
-            with Coordination([client], "/doctor/", timeout_seconds=2.0) as coordination:
+            with Coordination([f"127.0.0.1:{client_port}"], "/doctor/", timeout_seconds=2.0) as coordination:
                 deadline = time.monotonic() + _ETCD_SECONDS
                 while True:
                     child.check_running()
@@ -279,8 +273,6 @@ def _cores() -> str:
 
 def _run_mpi(code: str, *arguments: str) -> tuple[str, str]:
     """The launcher's name, and what 2 ranks of a Python program printed."""
-    from mpistream.launch.testbed import MPI_ENVIRONMENT, mpiexec
-
     launcher = mpiexec()
     # mpi4py's runner ends both ranks when one fails; the other would wait for it.
     command = [launcher, "-n", "2", sys.executable, "-m", "mpi4py", "-c", code, *arguments]

@@ -1,7 +1,5 @@
 """A whole deployment on this machine, as real processes: etcd, producers, an aggregator, an MPI job."""
 
-import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Self
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
+from mpistream.launch.local import MPI_ENVIRONMENT, etcd_command, free_port, mpiexec
 from mpistream.launch.processes import Child, kill_pid, start_child
 from mpistream.model.config import Config, EtcdConfig, RanksConfig
 from mpistream.model.errors import CoordinationError, MpistreamError, ScanFailed
@@ -20,15 +19,6 @@ from mpistream.model.geometry import SECTORS
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _TURN_SECONDS = 0.05
-
-#: Several MPI ranks on few cores: no binding, and a waiting rank yields. OpenMPI's names; others ignore them.
-MPI_ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -39,17 +29,6 @@ class ProcessEntry:
     name: str
     pid: int
     endpoint: str
-
-
-def mpiexec() -> str:
-    """OpenMPI's launcher by its own name where several MPIs may be installed."""
-    return "mpiexec.openmpi" if shutil.which("mpiexec.openmpi") else "mpiexec"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Testbed:
@@ -118,18 +97,8 @@ class Testbed:
         self._children.append(start_child(role, name, command, log, MPI_ENVIRONMENT))
 
     def _start_etcd(self) -> None:
-        client, peer = (f"http://127.0.0.1:{port}" for port in (self._client_port, self._peer_port))
-        self._start(
-            "etcd",
-            "etcd",
-            [
-                "etcd",
-                *("--name", "testbed", "--data-dir", str(self.folder / "etcd"), "--log-level", "warn"),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", f"testbed={peer}"),
-            ],
-        )
+        command = etcd_command(self.folder / "etcd", self._client_port, self._peer_port)
+        self._start("etcd", "etcd", command)
         self._wait(self._etcd_answers, "answer")
 
     def _etcd_answers(self) -> bool:
