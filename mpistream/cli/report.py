@@ -21,12 +21,38 @@ _STAGES = {
 }
 
 
-class ScanProgress:
-    """A progress bar with the rate and the time left, on stderr: stdout is for results."""
+class _ProgressBar:
+    """A progress bar on stderr: stdout is for results."""
+
+    def __init__(self, progress: Progress, description: str, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, rate="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class SimulationProgress(_ProgressBar):
+    """While sector files are written."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(Progress(console=Console(stderr=True)), "simulating", frames)
+
+    def update(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+
+class ScanProgress(_ProgressBar):
+    """While a scan is streamed: with the rate and the time left."""
 
     def __init__(self, record: ScanRecord) -> None:
-        frames = record.last_frame - record.first_frame + 1
-        self._progress = Progress(
+        columns = [
             TextColumn("{task.description:<10}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -34,9 +60,9 @@ class ScanProgress:
             TimeElapsedColumn(),
             TextColumn("left:"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("preparing", total=frames, rate="")
+        ]
+        frames = record.last_frame - record.first_frame + 1
+        super().__init__(Progress(*columns, console=Console(stderr=True)), "preparing", frames)
 
     def update(self, state: ScanState, progress: dict[str, int]) -> None:
         """``progress`` holds the running totals ``frames`` and ``raw_bytes``."""
@@ -45,36 +71,9 @@ class ScanProgress:
         if seconds and progress.get("raw_bytes"):
             self._progress.update(self._task, rate=f"{progress['raw_bytes'] / seconds / 1e9:.2f} GB/s")
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._progress.update(self._task, completed=self._progress.tasks[0].total, description="done")
-        self._progress.stop()
-
-
-class SimulationProgress:
-    """A progress bar while sector files are written."""
-
-    def __init__(self, frames: int) -> None:
-        self._progress = Progress(console=Console(stderr=True))
-        self._task = self._progress.add_task("simulating", total=frames)
-
-    def update(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+    def finish(self) -> None:
+        """The dataset is there; frames that were lost are counted as done."""
+        self._progress.update(self._task, completed=self._progress.tasks[0].total, description="done")
 
 
 def summary_numbers(summary: ScanSummary) -> dict[str, object]:

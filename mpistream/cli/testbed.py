@@ -74,7 +74,9 @@ def follow(
     for note in description.notes:
         click.echo(f"mpistream: note: {note}", err=True)
     with ScanProgress(record) as progress:
-        return ScanFollower(registry, record, config.stream.patience_seconds).follow(check_alive, progress.update)
+        summary = ScanFollower(registry, record, config.stream.patience_seconds).follow(check_alive, progress.update)
+        progress.finish()
+        return summary
 
 
 def report(summary: ScanSummary, as_json: bool) -> None:

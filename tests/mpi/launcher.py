@@ -7,14 +7,9 @@ from pathlib import Path
 
 import psutil
 
+from mpistream.launch.local import MPI_ENVIRONMENT, mpiexec
+
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-}
 
 
 def run_mpi(ranks: int, module: str, *arguments: object, seconds: float = 90) -> str:
@@ -22,11 +17,11 @@ def run_mpi(ranks: int, module: str, *arguments: object, seconds: float = 90) ->
 
     mpi4py's runner aborts the whole job on one rank's exception; otherwise the other ranks would wait for it.
     """
-    command = ["mpiexec.openmpi", "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", module]
+    command = [mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", module]
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **MPI_ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
