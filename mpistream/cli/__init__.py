@@ -58,7 +58,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)
     try:
-        mpistream(standalone_mode=False)
+        mpistream(prog_name="mpistream", standalone_mode=False)
     except MpistreamError as error:
         print(f"mpistream: error: {error}", file=sys.stderr)
         sys.exit(1)

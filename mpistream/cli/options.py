@@ -84,7 +84,10 @@ def counting_parameters(
         first = error.errors()[0]
         where = " ".join(f"--{part}".replace("_", "-") for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {message}" if where else message, "correct the thresholds") from None
+        raise ConfigError(
+            f"{where}: {message}" if where else message,
+            "for instance --background 44 --xray 1500; or neither, then they are calibrated",
+        ) from None
 
 
 def load_config(path: Path | None, **overrides: Any) -> Config:

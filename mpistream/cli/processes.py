@@ -66,12 +66,13 @@ def consume(config: Path | None, etcd: tuple[str, ...], host: str | None, ranks_
 
     Start all ranks at once: mpiexec -n 4 mpistream consume --config FILE, or with srun.
     """
-    loaded = load_config(
-        config,
-        etcd__endpoints=list(etcd) or None,
-        network__host=host,
-        ranks__ranks_per_group=ranks_per_group,
-    )
     from mpistream.pipeline.rank import run_rank
 
-    run_rank(loaded)
+    run_rank(
+        lambda: load_config(
+            config,
+            etcd__endpoints=list(etcd) or None,
+            network__host=host,
+            ranks__ranks_per_group=ranks_per_group,
+        )
+    )

@@ -10,17 +10,11 @@ from typing import Any
 
 import click
 
-from mpistream.acquisition.source import SourceDescription
 from mpistream.cli.options import config_option, counting_parameters, layout_options, load_config, scan_options
 from mpistream.cli.report import ScanProgress, print_json, print_summary
 from mpistream.control.registry import Registry
-from mpistream.launch.announcement import (
-    ScanFollower,
-    ScanRequest,
-    announce,
-    check_registered,
-    check_request,
-)
+from mpistream.launch.announcement import ScanRequest, announce, draft_scan
+from mpistream.launch.scan_follower import ScanFollower, check_registered, job_has_ended
 from mpistream.launch.supervisor import config_of, default_folder
 from mpistream.launch.supervisor import down as end_testbed
 from mpistream.launch.supervisor import ps as list_testbed
@@ -28,9 +22,10 @@ from mpistream.launch.supervisor import supervise as supervise_testbed
 from mpistream.launch.supervisor import up as start_testbed
 from mpistream.launch.testbed import Testbed
 from mpistream.model.config import Config
-from mpistream.model.errors import MpistreamError
+from mpistream.model.errors import MpistreamError, ScanFailed
 from mpistream.model.scan import ScanRecord, ScanSummary
 from mpistream.pipeline.process import connect_etcd, open_registry
+from mpistream.storage.placement import remove_partial
 
 folder_option = click.option(
     "--folder",
@@ -47,16 +42,19 @@ def scan_request(source: str, output: Path, overwrite: bool, direct: bool, **cou
 
 def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Config) -> ScanSummary:
     """One scan with processes that live only for it. Their logs are kept where something went wrong."""
-    description = check_request(request)
+    draft, notes = draft_scan(request, config)
     folder = Path(tempfile.mkdtemp(prefix="mpistream-testbed-"))
     try:
         with Testbed(folder, groups, ranks_per_group, with_aggregator=not request.direct, base=config) as running:
-            record = announce(running.registry, running.config, request, description)
-            summary = follow(running.registry, running.config, record, description, running.check_alive)
+            record = announce(running.registry, draft)
+            summary = follow(running.registry, config, record, notes, running.check_alive)
     except MpistreamError as error:
+        remove_partial(Path(draft.output), draft.uid.hex)
         shutil.rmtree(folder / "etcd", ignore_errors=True)
-        raise type(error)(error.message, f"{error.remedy}\n  logs: {folder / 'logs'}".strip()) from error
+        logs = "" if str(folder) in error.remedy else f"\n  logs: {folder / 'logs'}"
+        raise type(error)(error.message, f"{error.remedy}{logs}".strip()) from error
     except BaseException:
+        remove_partial(Path(draft.output), draft.uid.hex)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder)
@@ -64,14 +62,10 @@ def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Co
 
 
 def follow(
-    registry: Registry,
-    config: Config,
-    record: ScanRecord,
-    description: SourceDescription,
-    check_alive: Callable[[], None],
+    registry: Registry, config: Config, record: ScanRecord, notes: tuple[str, ...], check_alive: Callable[[], None]
 ) -> ScanSummary:
     """Shows the scan's progress until it has ended."""
-    for note in description.notes:
+    for note in notes:
         click.echo(f"mpistream: note: {note}", err=True)
     with ScanProgress(record) as progress:
         summary = ScanFollower(registry, record, config.stream.patience_seconds).follow(check_alive, progress.update)
@@ -121,13 +115,17 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
 
     They are those of `testbed up`; with --config those of the deployment that the configuration file describes.
     """
-    request = scan_request(**scan)
-    description = check_request(request)
     loaded = load_config(config) if config else config_of(folder or default_folder())
+    draft, notes = draft_scan(scan_request(**scan), loaded)
     with connect_etcd(loaded) as etcd:
         registry = open_registry(loaded, etcd)
-        record = announce(registry, loaded, request, description)
-        summary = follow(registry, loaded, record, description, lambda: check_registered(registry, record))
+        record = announce(registry, draft)
+        try:
+            summary = follow(registry, loaded, record, notes, lambda: check_registered(registry, record))
+        except ScanFailed:
+            if job_has_ended(registry, record):
+                remove_partial(Path(record.output), record.uid.hex)
+            raise
     report(summary, as_json)
 
 

@@ -76,7 +76,8 @@ def start_child(
 
 def last_words(log: Path) -> str:
     """What a process said last that a user should read: its error message, or else its last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # mpiexec frames its messages with lines of dashes
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip("- ")]
     errors = [number for number, line in enumerate(lines) if line.startswith("mpistream: error: ")]
     if not errors:
         return lines[-1].strip() if lines else "it said nothing"

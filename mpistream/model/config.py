@@ -12,6 +12,8 @@ from mpistream.model.errors import ConfigError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.protocol import MAX_BLOCK_FRAMES
 
+_DESCRIBED = "docs/configuration.md describes every key"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -141,8 +143,10 @@ def _config_error(config: type[BaseModel], error: ValidationError, where: str) -
     *parents, key = [str(part) for part in first["loc"]]
     if first["type"] != "extra_forbidden":
         if first["type"] == "value_error":
-            return ConfigError(f"{where}: {'.'.join([*parents, key])}: {first['msg'].removeprefix('Value error, ')}")
-        return ConfigError(f"{where}: {'.'.join([*parents, key])}: {first['msg']}, not {first['input']!r}", "mend it")
+            return ConfigError(
+                f"{where}: {'.'.join([*parents, key])}: {first['msg'].removeprefix('Value error, ')}", _DESCRIBED
+            )
+        return ConfigError(f"{where}: {'.'.join([*parents, key])}: {first['msg']}, not {first['input']!r}", _DESCRIBED)
     for parent in parents:
         annotation = config.model_fields[parent].annotation
         assert isinstance(annotation, type)

@@ -17,12 +17,12 @@ class JobMessageKind(StrEnum):
     SAMPLE = "sample"  # {"uid", "block"}, binary: statistics of the block's complete frames
     DRAINED = "drained"  # {"uid"}: every block of mine is counted
     FAULT = "fault"  # {"uid", "message", "remedy"}
+    STOP = "stop"  # {}: from a rank, it is asked to end; from the leader, all ranks end
     # from the leader to every rank
     PREPARE = "prepare"  # {"record"}
     THRESHOLDS = "thresholds"  # {"uid", "thresholds"}
     ASSEMBLE = "assemble"  # {"uid", "ends"}
     DISCARD = "discard"  # {"uid"}
-    STOP = "stop"  # {}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd, Thresholds
 from mpistream.pipeline.process import persist
 from mpistream.reduction.scan_reduction import fit_sample
+from mpistream.storage.placement import remove_partial
 from mpistream.transport.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ class JobLeader:
         match news:
             case JobMessage(kind=JobMessageKind.HEARTBEAT):
                 self._note_progress(news)
+            case JobMessage(kind=JobMessageKind.STOP):
+                self._tell(JobMessage(JobMessageKind.STOP, 0))
             case JobMessage():
                 self._conductor.told(news)
             case Assembled(uid, summary):
@@ -132,6 +136,7 @@ class JobLeader:
         elif not self._is_served_elsewhere(record):
             error = ScanFailed("the MPI job that counted this scan has ended", "run the scan again")
             self.set_state(record.uid, ScanState.FAILED, error)
+            remove_partial(Path(record.output), record.uid.hex)
 
     def _is_served_elsewhere(self, record: ScanRecord) -> bool:
         job = self._persist(lambda: self._registry.routing(record.routing_version)).job

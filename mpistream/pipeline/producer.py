@@ -72,10 +72,13 @@ class _Producer:
             self.stopping = True
         elif key.endswith("/state") and value is not None:
             uid = UUID(key.removesuffix("/state"))
-            self._states[uid] = ScanStatus.from_json(value).state
-            if self._states[uid].is_final:
-                del self._states[uid]
+            state = ScanStatus.from_json(value).state
+            # Entered anew: scans are served in the order in which they began to stream, alike by all producers.
+            self._states.pop(uid, None)
+            if state.is_final:
                 self._served.discard(uid)
+            else:
+                self._states[uid] = state
 
     def _serve_scan(self, uid: UUID) -> None:
         """Whatever goes wrong with one scan ends that scan, with its reason on the user's screen."""

@@ -8,7 +8,8 @@ leader (rank 0)     scans in, states out                 etcd only          (lea
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -30,12 +31,14 @@ from mpistream.transport.mailbox import Mailbox
 _log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 1.0
+_LATER_SECONDS = 0.5
 
 
-def run_rank(config: Config) -> None:
+def run_rank(load_config: Callable[[], Config]) -> None:
     """Serves scan after scan until the job is told to end. Whatever goes wrong ends the whole MPI job at once."""
     try:
         comm = world()
+        config = load_config()
         rank_map = map_ranks(comm, config.ranks.ranks_per_group)
         with joined(config, comm, rank_map) as job:
             for order in job.orders():
@@ -70,6 +73,9 @@ def abort(error: BaseException) -> NoReturn:
     if not isinstance(error, MpistreamError):
         _log.exception("rank %d failed", MPI.COMM_WORLD.rank, exc_info=error)
         error = MpistreamError(f"rank {MPI.COMM_WORLD.rank} failed: {error!r}", "its log has the traceback")
+    if MPI.COMM_WORLD.rank:
+        # What is wrong is often wrong on all ranks alike; then rank 0 says it for all and ends the job meanwhile.
+        time.sleep(_LATER_SECONDS)
     print(f"mpistream: error: {error}", file=sys.stderr, flush=True)
     MPI.COMM_WORLD.Abort(1)
     os._exit(1)
@@ -98,45 +104,39 @@ class _Job:
 
 @contextmanager
 def joined(config: Config, comm: MPI.Comm, rank_map: RankMap) -> Iterator[_Job]:
-    """Binds this rank's sockets, registers its group, and on rank 0 leads the job. Collective at either end."""
+    """Binds this rank's sockets, registers its group, and on rank 0 leads the job. Collective on entering."""
     orders: Mailbox[Order] = Mailbox()
-    on_termination(lambda: orders.put(StopOrder()))
-    peers = range(comm.size) if rank_map.is_leader else [0]
-    watchdog = Watchdog(config.watchdog, comm.rank, peers)
+    watchdog = Watchdog(config.watchdog, comm.rank, peers=range(comm.size) if rank_map.is_leader else [0])
     incarnation = new_incarnation()
     receiver = RankReceiver(config, comm.rank, comm.size, incarnation, orders, watchdog, abort)
+    data, answers = receiver.data_endpoint, receiver.answer_endpoint
+    me = RankEndpoints(comm.rank, rank_map.group, rank_map.host, os.getpid(), incarnation, data, answers)
+    ranks = tuple(comm.allgather(me))
+    name = comm.bcast(f"{rank_map.host}-{os.getpid()}")
     with ExitStack() as stack:
-        me = RankEndpoints(
-            comm.rank,
-            rank_map.group,
-            rank_map.host,
-            os.getpid(),
-            incarnation,
-            receiver.data_endpoint,
-            receiver.answer_endpoint,
-        )
-        ranks = tuple(comm.allgather(me))
-        name = comm.bcast(f"{rank_map.host}-{os.getpid()}")
+        registration = None
         if rank_map.leads_group:
-            etcd = stack.enter_context(connect_etcd(config))
-            registry = open_registry(config, etcd)
-            mine = tuple(rank for rank in ranks if rank.group == rank_map.group)
-            registration = registry.register_group(GroupEntry(name, rank_map.group, rank_map.host, mine))
-            stack.callback(registration.close)
+            registry = open_registry(config, stack.enter_context(connect_etcd(config)))
+            group = tuple(rank for rank in ranks if rank.group == rank_map.group)
+            registration = registry.register_group(GroupEntry(name, rank_map.group, rank_map.host, group))
         # Every group stands in etcd before the table that routes to it.
         comm.Barrier()
         table = comm.bcast(registry.publish_routing(name, ranks) if rank_map.is_leader else None)
         receiver.adopt(table)
         receiver.start(comm.bcast(receiver.hub_endpoint))
         stack.callback(receiver.stop)
+        on_termination(receiver.request_stop)
         leader = None
         if rank_map.is_leader:
             _print_map(ranks)
-            receiver.everybody_is_here.wait(config.watchdog.stall_seconds)
+            receiver.wait_for_everybody(config.watchdog.stall_seconds)
             leader = JobLeader(registry, table, receiver.outbox.put, config.stream.patience_seconds, abort)
             receiver.report_to(leader.news.put)
             leader.start()
             stack.callback(leader.close)
+        if registration is not None:
+            # Withdrawn before all else ends: a launcher that ends its ranks leaves them little time.
+            stack.callback(registration.close)
         yield _Job(name, watchdog, leader, orders)
 
 

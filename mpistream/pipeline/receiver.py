@@ -19,7 +19,7 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.protocol import Ack, BlockHeader
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
-from mpistream.pipeline.watchdog import Watchdog
+from mpistream.pipeline.watchdog import StalledError, Watchdog
 from mpistream.reduction.frame_assembly import AssembledBlock
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.transport.mailbox import Mailbox
@@ -75,8 +75,8 @@ class RankReceiver:
         self._hub = self._sockets.job_hub(config.network.host) if rank == 0 else None
         self._present: set[int] = set()
         self._size = size
-        self.everybody_is_here = threading.Event()
-        #: what the leader's thread wants all ranks told; only rank 0 has one
+        self._everybody_is_here = threading.Event()
+        #: what other threads want told: the leader's to all ranks, on another rank to the leader
         self.outbox: Mailbox[JobMessage] = Mailbox()
         self._sockets.wait_for(self.outbox)
         self._table: RoutingTable | None = None
@@ -111,8 +111,21 @@ class RankReceiver:
         """Under this table the scans of this job are routed."""
         self._table = table
 
+    def wait_for_everybody(self, patience_seconds: float) -> None:
+        """Rank 0: until every rank has spoken, so that every order reaches all. Raises StalledError."""
+        if not self._everybody_is_here.wait(patience_seconds):
+            raise StalledError(
+                f"only {len(self._present)} of {self._size} ranks can reach rank 0 at {self.hub_endpoint}",
+                "[network] host must be an address that the other nodes reach",
+            )
+
+    def request_stop(self) -> None:
+        """Asks the leader to end the whole job; from any thread or signal handler."""
+        self.outbox.put(JobMessage(JobMessageKind.STOP, self._rank))
+
     def stop(self) -> None:
         self._stopping = True
+        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank))  # ends the wait
         self._thread.join(timeout=5)
         self._sockets.close()
 
@@ -189,15 +202,18 @@ class RankReceiver:
 
     def _talk(self) -> None:
         """News from the ranks for the leader, orders from the leader for the ranks."""
-        if self._hub:
-            for message in self.outbox.take():
+        for message in self.outbox.take():
+            if self._hub:
                 self._hub.tell_all(message)
+            else:
+                self._spoke.tell(message)
+        if self._hub:
             for message in self._hub.receive():
                 self._watchdog.heard_from(message.rank)
                 self._present.add(message.rank)
                 self._on_job_message(message)
             if len(self._present) == self._size:
-                self.everybody_is_here.set()
+                self._everybody_is_here.set()
         for message in self._spoke.receive():
             self._watchdog.heard_from(message.rank)
             self._obey(message)

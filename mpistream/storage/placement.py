@@ -1,5 +1,6 @@
 """Where a dataset is put: space for it, its name while it is written, and its name once it is complete."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -15,6 +16,13 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EX
 def partial_path(target: Path, tag: str) -> Path:
     """The name of the dataset while it is written, in the same folder."""
     return target.with_name(f"{target.name}.partial.{tag}")
+
+
+def remove_partial(target: Path, tag: str) -> None:
+    """Removes what was written of a dataset that will not be completed."""
+    # where the folder is gone or refuses, the error that led here says so
+    with contextlib.suppress(OSError):
+        partial_path(target, tag).unlink(missing_ok=True)
 
 
 def check_target(target: Path, overwrite: bool, needed_bytes: int) -> None:

@@ -29,8 +29,7 @@ def open_dataset(path: str | Path) -> "Dataset":
     if not path.is_file():
         raise StorageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "check the path")
     try:
-        # a dataset never changes under its final name, and some cluster file systems refuse locks
-        file = h5py.File(path, "r", locking=False)
+        file = _open_file(path)
     except PermissionError as error:
         raise StorageError(f"{path} may not be read by this user", "ask its owner for permission") from error
     except OSError as error:
@@ -46,6 +45,17 @@ def open_dataset(path: str | Path) -> "Dataset":
     except BaseException:
         file.close()
         raise
+
+
+def _open_file(path: Path) -> h5py.File:
+    """With HDF5's own locking, so that others may open the file too; without where the file system refuses locks."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+        # safe: a dataset never changes under its final name
+        return h5py.File(path, "r", locking=False)
 
 
 def _check_format(file: h5py.File, path: Path) -> None:

@@ -10,7 +10,6 @@ Each step's success is agreed: either every rank goes on or all of them raise th
 is gone, and the ranks can write the next dataset.
 """
 
-import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -36,7 +35,14 @@ from mpistream.storage.event_arrays import (
     write_by_rank_zero,
 )
 from mpistream.storage.metadata import ReducedImages, WritingFacts, metadata_bytes, reduce_images, write_metadata
-from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish, reserve_space
+from mpistream.storage.placement import (
+    check_target,
+    flush_to_disk,
+    partial_path,
+    publish,
+    remove_partial,
+    reserve_space,
+)
 
 SERIAL_WARNING = (
     "h5py was built without parallel HDF5, so rank 0 alone wrote the dataset; for parallel writing install an MPI build"
@@ -70,7 +76,8 @@ def write_dataset(
     """
     started = time.perf_counter()
     target = Path(comm.bcast(Path(path).absolute()))
-    partial = partial_path(target, tag or description.scan.uid.hex)
+    tag = tag or description.scan.uid.hex
+    partial = partial_path(target, tag)
     # one rank without parallel HDF5 decides for all
     in_parallel = parallel and not comm.allreduce(int(not h5py.get_config().mpi))
     size = event_bytes(slab.total_frames, slab.total_events)
@@ -99,7 +106,7 @@ def write_dataset(
     except StorageError:
         # agreed, hence raised by all ranks; none returns before the partial file is gone
         if comm.rank == 0:
-            _remove(partial)
+            remove_partial(target, tag)
         comm.Barrier()
         raise
     return comm.bcast(
@@ -145,9 +152,3 @@ def _on_rank_zero(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
         if comm.rank == 0:
             result = action()
     return cast(Result, comm.bcast(result))
-
-
-def _remove(partial: Path) -> None:
-    # where the folder is gone or refuses, the error on its way says so
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)

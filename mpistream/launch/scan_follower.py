@@ -1,0 +1,128 @@
+"""Follows an announced scan to its end."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from mpistream.control.coordination import Change
+from mpistream.control.registry import Registry
+from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.model.errors import CoordinationError, MpistreamError, ScanFailed
+from mpistream.model.geometry import SECTORS
+from mpistream.model.scan import ScanRecord, ScanSummary
+from mpistream.transport.mailbox import Mailbox
+
+_log = logging.getLogger(__name__)
+
+_TURN_SECONDS = 0.25
+_ABORT_SECONDS = 2.0
+
+
+class ScanFollower:
+    """Follows one announced scan. ``check_alive`` raises ScanFailed when a process that the scan needs is gone."""
+
+    def __init__(self, registry: Registry, record: ScanRecord, patience_seconds: float) -> None:
+        self._registry = registry
+        self._record = record
+        self._patience_seconds = patience_seconds
+        self._news: Mailbox[Change] = Mailbox()
+        self._etcd_is_away = False
+
+    def follow(
+        self, check_alive: Callable[[], None], on_progress: Callable[[ScanState, dict[str, int]], None]
+    ) -> ScanSummary:
+        """Returns when the dataset has its final name. Raises ScanFailed when the scan ends otherwise, and when
+        nothing moves for ``patience_seconds``; an interrupt aborts the scan first.
+        """
+        watch = self._registry.watch_scan(self._record.uid, self._news.put)
+        try:
+            return self._follow(check_alive, on_progress)
+        except KeyboardInterrupt:
+            self._end(ScanFailed("interrupted by the user"))
+            raise
+        except ScanFailed as error:
+            self._end(error)
+            raise
+        finally:
+            watch.close()
+            self._news.close()
+
+    def _follow(
+        self, check_alive: Callable[[], None], on_progress: Callable[[ScanState, dict[str, int]], None]
+    ) -> ScanSummary:
+        state = ScanState.ANNOUNCED
+        progress: dict[str, int] = {}
+        moved = time.monotonic()
+        while True:
+            for key, value in self._news.wait(_TURN_SECONDS):
+                if key == "state" and value is not None:
+                    status = ScanStatus.from_json(value)
+                    state, moved = status.state, time.monotonic()
+                    if state.is_final:
+                        return self._ended(status)
+            check_alive()
+            latest = self._latest_progress(progress)
+            if latest != progress:
+                progress, moved = latest, time.monotonic()
+            on_progress(state, progress)
+            now = time.monotonic()
+            if state is not ScanState.ASSEMBLING and now - moved > self._patience_seconds:
+                raise ScanFailed(
+                    f"the scan made no progress for {self._patience_seconds:g} s",
+                    "look into the logs; [stream] patience_seconds sets this limit",
+                )
+
+    def _latest_progress(self, before: dict[str, int]) -> dict[str, int]:
+        """While etcd is away the stream goes on; only it cannot be seen."""
+        try:
+            latest = self._registry.progress(self._record.uid)
+        except CoordinationError as error:
+            if not self._etcd_is_away:
+                _log.warning("waiting: %s", error.message)
+            self._etcd_is_away = True
+            return before
+        self._etcd_is_away = False
+        return latest
+
+    def _ended(self, status: ScanStatus) -> ScanSummary:
+        summary = self._registry.summary(self._record.uid)
+        if summary is None:
+            raise ScanFailed(status.reason or f"the scan ended {status.state}", status.remedy)
+        return summary
+
+    def _end(self, error: MpistreamError) -> None:
+        """Ends the scan for all: asks the job to, and does it in its place where the job is gone."""
+        try:
+            self._registry.request_abort(self._record.uid, error.message)
+            deadline = time.monotonic() + _ABORT_SECONDS
+            while time.monotonic() < deadline:
+                state = self._registry.status(self._record.uid).state
+                if state.is_final or state is ScanState.ASSEMBLING:
+                    return  # a dataset that is being written is finished
+                time.sleep(0.05)
+            self._registry.set_state(self._record.uid, ScanState.ABORTED, error)
+        except CoordinationError as unreachable:
+            _log.error("the scan could not be aborted: %s", unreachable)
+
+
+def check_registered(registry: Registry, record: ScanRecord) -> None:
+    """Raises ScanFailed when a process that the scan needs has lost its registration; not while etcd is away."""
+    try:
+        _check_registered(registry, record)
+    except CoordinationError as error:
+        _log.debug("nothing is known of the processes: %s", error.message)
+
+
+def _check_registered(registry: Registry, record: ScanRecord) -> None:
+    if job_has_ended(registry, record):
+        raise ScanFailed("the MPI job that counts this scan has ended", "look into the consumers' log; start it again")
+    absent = set(range(SECTORS)) - {producer.sector for producer in registry.producers()}
+    if absent:
+        raise ScanFailed(f"the producer of sector {min(absent)} has ended", "look into its log; start it again")
+    if not record.direct and not registry.aggregators():
+        raise ScanFailed("the aggregator has ended", "look into its log; start it again")
+
+
+def job_has_ended(registry: Registry, record: ScanRecord) -> bool:
+    job = registry.routing(record.routing_version).job
+    return not any(group.job == job for group in registry.groups())
