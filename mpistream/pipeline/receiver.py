@@ -125,7 +125,7 @@ class RankReceiver:
 
     def stop(self) -> None:
         self._stopping = True
-        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank))  # ends the wait
+        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank, {"progress": {}}))  # ends the wait
         self._thread.join(timeout=5)
         self._sockets.close()
 
