@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,8 +34,7 @@ class Child:
         """Raises ScanFailed, with the process's own last words, when it has ended."""
         status = self.popen.poll()
         if status is not None:
-            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-            raise ScanFailed(f"{self.name} {how}: {last_words(self.log)}", f"its log: {self.log}")
+            raise ScanFailed(f"{self.name} {_how_ended(status)}: {last_words(self.log)}", f"its log: {self.log}")
 
     def ask_to_end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -48,6 +48,15 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
+
+
+def _how_ended(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    # what shells and mpiexec pass on when a process of theirs was killed by a signal
+    if status - 128 in set(signal.Signals):
+        return f"ended, since a process of it was killed by {signal.Signals(status - 128).name}"
+    return f"exited with {status}"
 
 
 def start_child(
@@ -76,8 +85,9 @@ def start_child(
 
 def last_words(log: Path) -> str:
     """What a process said last that a user should read: its error message, or else its last line."""
-    # mpiexec frames its messages with lines of dashes
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip("- ")]
+    # mpiexec frames its messages with lines of dashes, and may complain of its own end at last
+    noise = re.compile(r"[- ]*$|.*ORTE_ERROR_LOG|\[warn\] ")
+    lines = [line for line in log.read_text(errors="replace").splitlines() if not noise.match(line)]
     errors = [number for number, line in enumerate(lines) if line.startswith("mpistream: error: ")]
     if not errors:
         return lines[-1].strip() if lines else "it said nothing"

@@ -47,14 +47,14 @@ def assert_no_output(output: Path) -> None:
 def test_a_killed_rank(cli: CommandLine, output: Path) -> None:
     command = start_run(cli, output)
     os.kill(sorted(cli.ranks())[1], signal.SIGKILL)
-    finish(command, SOON_SECONDS).failed_with("rank 1", "signal 9")
+    finish(command, SOON_SECONDS).failed_with("consumers", "killed by SIGKILL")
     assert_no_output(output)
 
 
 def test_a_rank_that_crashes(cli: CommandLine, output: Path) -> None:
     command = start_run(cli, output)
     os.kill(sorted(cli.ranks())[0], signal.SIGSEGV)
-    finish(command, SOON_SECONDS).failed_with("rank 0", "signal 11")
+    finish(command, SOON_SECONDS).failed_with("consumers", "killed by SIGSEGV")
     assert_no_output(output)
 
 
