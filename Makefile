@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-KERNELS := $(wildcard ext/*.pyx ext/*.pxd ext/*.h)
+KERNELS := $(wildcard ext/*.pyx ext/*.h)
 
 .PHONY: help setup demo test lint format clean
 .DELETE_ON_ERROR:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -15,9 +14,8 @@ extensions = [
     Extension(
         f"mpistream._ext.{source.stem}",
         [f"ext/{source.name}"],
-        include_dirs=["ext", numpy.get_include()],
+        include_dirs=["ext"],
         depends=[f"ext/{header.name}" for header in sorted((ROOT / "ext").glob("*.h"))],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE_ARGS,
     )
     for source in sorted((ROOT / "ext").glob("*.pyx"))

@@ -39,13 +39,11 @@ class SendWindow:
         self._unacknowledged[block] = buffer
         return buffer
 
-    def acknowledge(self, block: int) -> bool:
-        """False for a block that was acknowledged before."""
+    def acknowledge(self, block: int) -> None:
+        """Again for a block that was acknowledged before does nothing."""
         buffer = self._unacknowledged.pop(block, None)
-        if buffer is None:
-            return False
-        self._free.append(buffer)
-        return True
+        if buffer is not None:
+            self._free.append(buffer)
 
 
 @dataclass
@@ -89,9 +87,9 @@ class SectorSender:
             seconds_sending=time.monotonic() - started,
         )
 
-    def wait_until_acknowledged(self) -> bool:
-        """Keeps the blocks until the ranks have taken them over; False when the scan was ended meanwhile."""
-        return self._wait(lambda: len(self.window) == 0)
+    def wait_until_acknowledged(self) -> None:
+        """Keeps the blocks until the ranks have taken them over, or the scan has ended."""
+        self._wait(lambda: len(self.window) == 0)
 
     def _send(self, block: int) -> None:
         buffer = self.window.take(block)
@@ -117,18 +115,17 @@ class SectorSender:
 
     def _wait(self, done: Callable[[], bool]) -> bool:
         """True once ``done``, False when the scan is no longer wanted."""
-        while True:
+        while self.still_wanted():
             self._take_answers()
             if done():
                 return True
-            if not self.still_wanted():
-                return False
             if time.monotonic() - self._last_news > self.patience_seconds:
                 raise ScanFailed(
                     f"no rank acknowledged a block of sector {self.source.sector} for {self.patience_seconds:g} s",
                     "look into the consumers' log; [stream] patience_seconds sets this limit",
                 )
             self.sockets.wait(_TURN_SECONDS)
+        return False
 
     def _take_answers(self) -> None:
         for outlet in self.answers:

@@ -1,6 +1,7 @@
 """The ``mpistream`` command: one subcommand per process, and those with which people work."""
 
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -57,6 +58,8 @@ def main() -> None:
     """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)
+    # Asked to end by a scheduler, a command tidies up as after Ctrl-C. Long-running processes set their own handlers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         mpistream(prog_name="mpistream", standalone_mode=False)
     except MpistreamError as error:

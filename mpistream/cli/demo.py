@@ -1,6 +1,7 @@
 """The main job, shown in one command."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import click
@@ -29,15 +30,16 @@ def demo(scan: str, folder: Path, keep: bool) -> None:
     from mpistream.acquisition.simulation_options import SimulationOptions
     from mpistream.storage.picture import save_overview
 
-    sectors, dataset, picture = folder / "sectors", folder / "scan.h5", folder / "scan.png"
+    dataset, picture = folder / "demo.h5", folder / "demo.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sectors = Path(tempfile.mkdtemp(prefix="demo-sectors-", dir=folder))
     except OSError as error:
-        raise StorageError(f"cannot make {folder}: {error.strerror}", "choose another --folder") from error
+        raise StorageError(f"cannot write to {folder}: {error.strerror}", "choose another --folder") from error
     options = SimulationOptions.parse(scan, {"flyback": "yes"})
     try:
         with SimulationProgress(options.frames) as progress:
-            simulate_to_files(options, sectors, progress.update, overwrite=True)
+            simulate_to_files(options, sectors, progress.update)
         summary = run_once(
             ScanRequest(f"files:{sectors}", dataset, CountingParameters(), overwrite=True), 2, 2, load_config(None)
         )
@@ -47,3 +49,5 @@ def demo(scan: str, folder: Path, keep: bool) -> None:
     print_summary(summary)
     save_overview(dataset, picture)
     print(f"picture      {picture.absolute()}")
+    if keep:
+        print(f"sectors      {sectors.absolute()}")

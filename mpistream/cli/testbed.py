@@ -1,5 +1,6 @@
 """A whole deployment on this machine."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -13,8 +14,9 @@ import click
 from mpistream.cli.options import config_option, counting_parameters, layout_options, load_config, scan_options
 from mpistream.cli.report import ScanProgress, print_json, print_summary
 from mpistream.control.registry import Registry
+from mpistream.control.run_state import ScanState
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
-from mpistream.launch.scan_follower import ScanFollower, check_registered, job_has_ended
+from mpistream.launch.scan_follower import RegistrationCheck, ScanFollower, job_has_ended
 from mpistream.launch.supervisor import config_of, default_folder
 from mpistream.launch.supervisor import down as end_testbed
 from mpistream.launch.supervisor import ps as list_testbed
@@ -22,7 +24,7 @@ from mpistream.launch.supervisor import supervise as supervise_testbed
 from mpistream.launch.supervisor import up as start_testbed
 from mpistream.launch.testbed import Testbed
 from mpistream.model.config import Config
-from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.errors import EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.scan import ScanRecord, ScanSummary
 from mpistream.pipeline.process import connect_etcd, open_registry
 from mpistream.storage.placement import remove_partial
@@ -62,7 +64,11 @@ def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Co
 
 
 def follow(
-    registry: Registry, config: Config, record: ScanRecord, notes: tuple[str, ...], check_alive: Callable[[], None]
+    registry: Registry,
+    config: Config,
+    record: ScanRecord,
+    notes: tuple[str, ...],
+    check_alive: Callable[[ScanState], None],
 ) -> ScanSummary:
     """Shows the scan's progress until it has ended."""
     for note in notes:
@@ -121,10 +127,11 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
         registry = open_registry(loaded, etcd)
         record = announce(registry, draft)
         try:
-            summary = follow(registry, loaded, record, notes, lambda: check_registered(registry, record))
+            summary = follow(registry, loaded, record, notes, RegistrationCheck(registry, record))
         except ScanFailed:
-            if job_has_ended(registry, record):
-                remove_partial(Path(record.output), record.uid.hex)
+            with contextlib.suppress(EtcdUnreachable):
+                if job_has_ended(registry, record):
+                    remove_partial(Path(record.output), record.uid.hex)
             raise
     report(summary, as_json)
 

@@ -65,9 +65,7 @@ class Conductor:
         match message.kind:
             case JobMessageKind.READY:
                 scan.ready.add(message.rank)
-                everybody = len(scan.ready) == self._ranks and scan.state is ScanState.ANNOUNCED
-                if everybody and self._advance(scan, ScanState.STREAMING):
-                    self._drain(scan)
+                self._start_next()
             case JobMessageKind.SAMPLE:
                 scan.samples[int(message.fields["block"])] = message.binary
                 self._calibrate(scan)
@@ -85,18 +83,37 @@ class Conductor:
 
     def failed(self, uid: UUID, error: MpistreamError) -> None:
         """Ends a scan without a dataset: something went wrong."""
-        self._end(uid, ScanState.FAILED, error)
+        self._end_early(uid, ScanState.FAILED, error)
 
     def aborted(self, uid: UUID, reason: MpistreamError) -> None:
-        """Ends a scan without a dataset: somebody asked for it. Once it is being written it is finished."""
+        """Ends a scan without a dataset: somebody asked for it."""
+        self._end_early(uid, ScanState.ABORTED, reason)
+
+    def assembly_failed(self, uid: UUID, error: MpistreamError) -> None:
+        """The dataset could not be written."""
+        if uid in self._scans:
+            self._end(uid, ScanState.FAILED, error)
+
+    def _end_early(self, uid: UUID, state: ScanState, error: MpistreamError) -> None:
+        """Once a scan is being written it is finished: all of it has arrived, whoever has gone meanwhile."""
         if uid in self._scans and self._scans[uid].state is not ScanState.ASSEMBLING:
-            self._end(uid, ScanState.ABORTED, reason)
+            self._end(uid, state, error)
 
     def _end(self, uid: UUID, state: ScanState, error: MpistreamError) -> None:
-        if uid in self._scans:
-            del self._scans[uid]
-            self._outputs.set_state(uid, state, error)
-            self._outputs.tell_ranks(JobMessageKind.DISCARD, {"uid": str(uid)})
+        del self._scans[uid]
+        self._outputs.set_state(uid, state, error)
+        self._outputs.tell_ranks(JobMessageKind.DISCARD, {"uid": str(uid)})
+        self._start_next()
+
+    def _start_next(self) -> None:
+        """One scan streams at a time, in the order of announcement: two could fill each other's windows and wait."""
+        scans = self._scans.values()
+        if any(scan.state is ScanState.STREAMING for scan in scans):
+            return
+        ready = (scan for scan in scans if scan.state is ScanState.ANNOUNCED and len(scan.ready) == self._ranks)
+        scan = next(ready, None)
+        if scan is not None and self._advance(scan, ScanState.STREAMING):
+            self._drain(scan)
 
     def assembled(self, uid: UUID, summary: ScanSummary) -> None:
         """The dataset has its final name."""
@@ -112,6 +129,7 @@ class Conductor:
         _log.warning("scan %s was ended by somebody else before it became %s", scan.record.uid, state)
         if self._scans.pop(scan.record.uid, None):
             self._outputs.tell_ranks(JobMessageKind.DISCARD, {"uid": str(scan.record.uid)})
+            self._start_next()
         return False
 
     def _calibrate(self, scan: _Scan) -> None:
@@ -133,9 +151,10 @@ class Conductor:
         self._outputs.tell_ranks(JobMessageKind.THRESHOLDS, fields)
 
     def _drain(self, scan: _Scan) -> None:
-        all_sent = scan.state is ScanState.STREAMING and len(scan.ends) == SECTORS
-        if all_sent and not self._advance(scan, ScanState.DRAINING):
-            return
+        if scan.state is ScanState.STREAMING and len(scan.ends) == SECTORS:
+            if not self._advance(scan, ScanState.DRAINING):
+                return
+            self._start_next()
         all_counted = scan.state is ScanState.DRAINING and len(scan.drained) == self._ranks
         if all_counted and self._advance(scan, ScanState.ASSEMBLING):
             ends = [scan.ends[sector].model_dump(mode="json") for sector in sorted(scan.ends)]

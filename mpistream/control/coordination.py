@@ -5,7 +5,9 @@ The only module that knows etcd3. Values are JSON, so that ``etcdctl get --prefi
 
 import json
 import logging
+import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -19,7 +21,7 @@ import etcd3.etcdrpc as etcdrpc
 import grpc
 from etcd3.utils import increment_last_byte
 
-from mpistream.model.errors import CoordinationError
+from mpistream.model.errors import CoordinationError, EtcdUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Coordination:
             yield
         except (grpc.RpcError, etcd3.exceptions.Etcd3Exception, ValueError) as error:
             detail = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
-            raise CoordinationError(
+            raise EtcdUnreachable(
                 f"no etcd reachable at {', '.join(self.endpoints)} ({detail or type(error).__name__})",
                 "start etcd there, or set [etcd] endpoints in the configuration file to where it runs",
             ) from error
@@ -71,7 +73,7 @@ class Coordination:
     def get(self, key: str) -> Any | None:
         with self._translated():
             value, _ = self._client.get(self.prefix + key)
-        return None if value is None else json.loads(value)
+        return None if value is None else _load(key, value)
 
     def get_prefix(self, key: str) -> dict[str, Any]:
         """All values below ``key``, by the rest of their keys."""
@@ -81,7 +83,8 @@ class Coordination:
         with self._translated():
             response = self._client.get_prefix_response(self.prefix + key)
         start = len(self.prefix + key)
-        return {kv.key.decode()[start:]: json.loads(kv.value) for kv in response.kvs}, response.header.revision
+        values = {kv.key.decode()[start:]: _load_or_none(kv.key, kv.value) for kv in response.kvs}
+        return {name: value for name, value in values.items() if value is not None}, response.header.revision
 
     def put(self, key: str, value: Any, lease: "etcd3.Lease | None" = None) -> None:
         with self._translated():
@@ -160,6 +163,22 @@ def _dump(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def _load(key: str, value: bytes) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise CoordinationError(f"{key} in etcd holds no JSON: {value[:80]!r}", "correct or delete it") from error
+
+
+def _load_or_none(key: bytes, value: bytes) -> Any:
+    """None for what somebody else has written there: one bad key must not hide the others."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        _log.error("ignored %s in etcd, which holds no JSON: %r", key.decode(errors="replace"), value[:80])
+        return None
+
+
 class WatchStream:
     """One watch over one connection, as a stream of changes. etcd3's own watcher spins when the server goes away."""
 
@@ -176,7 +195,7 @@ class WatchStream:
                 return
             for event in response.events:
                 key = event.kv.key.decode()[self._prefix_length :]
-                yield key, (None if event.type == event.DELETE else json.loads(event.kv.value))
+                yield key, (None if event.type == event.DELETE else _load_or_none(event.kv.key, event.kv.value))
 
     def close(self) -> None:
         self._requests.put(None)
@@ -216,7 +235,10 @@ class Watch:
             self._known.pop(key, None)
         else:
             self._known[key] = value
-        self._on_change((key, value))
+        try:
+            self._on_change((key, value))
+        except Exception:
+            _log.exception("ignored a change of %s%s in etcd: %r", self._key, key, value)
 
     def _run(self) -> None:
         pause_seconds = 0.1
@@ -241,8 +263,14 @@ class Watch:
             if self._closed.wait(pause_seconds):
                 return
             pause_seconds = min(2 * pause_seconds, self._LONGEST_PAUSE_SECONDS)
-            self._coordination.close()
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        self._coordination.close()
+        try:
             self._coordination = self._coordination.sibling()
+        except CoordinationError as error:
+            _log.warning("cannot connect to etcd: %s", error.message)  # the next listing fails, and leads here again
 
     def close(self) -> None:
         self._closed.set()
@@ -287,16 +315,25 @@ class Registration:
                 self._lease.refresh()
 
     def _keep_alive(self) -> None:
+        registered = True
         while not self._closed.wait(self._lease_seconds / 3):
             try:
                 with self._coordination._translated():
                     alive = any(answer.TTL > 0 for answer in self._lease.refresh())
                 if not alive:
                     _log.warning("the lease on %s had run out; registering again", self._key)
+                    registered = False
                     self._lease = self._coordination.grant_lease(self._lease_seconds)
+                if not registered:
                     self._take_key()
-            except CoordinationError as error:
+                    registered = True
+            except EtcdUnreachable as error:
                 _log.warning("cannot refresh the lease on %s: %s", self._key, error.message)
+            except CoordinationError as error:
+                # Another process serves in this one's place: two would answer for the same name.
+                _log.error("this process ends: %s", error)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def close(self) -> None:
         """Withdraws the registration at once; where etcd does not answer, the lease runs out by itself."""

@@ -49,18 +49,18 @@ class Registry:
 
     def __init__(self, coordination: Coordination, lease_seconds: int) -> None:
         self._etcd = coordination
-        self._lease_seconds = lease_seconds
+        self.lease_seconds = lease_seconds
 
     # processes, leased
 
     def register_group(self, entry: GroupEntry) -> Registration:
-        return self._etcd.register(f"groups/{entry.job}/{entry.group}", asdict(entry), self._lease_seconds)
+        return self._etcd.register(f"groups/{entry.job}/{entry.group}", asdict(entry), self.lease_seconds)
 
     def register_producer(self, entry: ProducerEntry) -> Registration:
-        return self._etcd.register(f"producers/{entry.producer_id}", asdict(entry), self._lease_seconds)
+        return self._etcd.register(f"producers/{entry.producer_id}", asdict(entry), self.lease_seconds)
 
     def register_aggregator(self, entry: AggregatorEntry) -> Registration:
-        return self._etcd.register(f"aggregators/{entry.name}", asdict(entry), self._lease_seconds)
+        return self._etcd.register(f"aggregators/{entry.name}", asdict(entry), self.lease_seconds)
 
     def groups(self) -> list[GroupEntry]:
         return [

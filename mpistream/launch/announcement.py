@@ -1,6 +1,5 @@
 """What a user asks for becomes a scan that all processes know of."""
 
-import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -8,12 +7,13 @@ from pathlib import Path
 
 from mpistream.acquisition.source import absolute_specification, describe_source
 from mpistream.control.registry import Registry
+from mpistream.launch.scan_follower import check_senders
 from mpistream.model.config import Config
-from mpistream.model.errors import ScanFailed, StorageError
-from mpistream.model.geometry import SECTORS
+from mpistream.model.errors import ScanFailed
 from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.pipeline.producer import check_window
 from mpistream.reduction.reference_images import load_reference_image
+from mpistream.storage.placement import check_target
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
-    check_output(request.output, request.overwrite)
+    check_target(request.output.absolute(), request.overwrite)
     if request.counting.dark:
         load_reference_image(request.counting.dark, "dark")
     if request.counting.gain:
@@ -59,32 +59,12 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     return draft, description.notes
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises StorageError unless a dataset can be written to ``path``."""
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder", "name a file, for instance scan.h5")
-    if path.exists() and not overwrite:
-        raise StorageError(f"{path} exists", "choose another name, or replace it with --overwrite")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise StorageError(f"there is no folder {folder}", "make it, or write elsewhere")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"the folder {folder} is not writable", "change its permissions, or write elsewhere")
-
-
 def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:
     """Writes the scan's record. Raises ScanFailed where a process that it needs is not running."""
     table = registry.latest_routing()
     if table is None or not any(group.job == table.job for group in registry.groups()):
         raise ScanFailed("no rank group is registered", "start the MPI job: mpiexec -n 4 mpistream consume")
-    absent = set(range(SECTORS)) - {producer.sector for producer in registry.producers()}
-    if absent:
-        raise ScanFailed(
-            f"no producer is registered for sector {', '.join(map(str, sorted(absent)))}",
-            "start one for each sector: mpistream produce --sector N",
-        )
-    if not draft.direct and not registry.aggregators():
-        raise ScanFailed("no aggregator is registered", "start one (mpistream aggregate), or stream with --direct")
+    check_senders(registry, draft.direct)
     record = draft.model_copy(update={"routing_version": table.version, "announced_unix_seconds": time.time()})
     registry.announce(record)
     return record

@@ -34,4 +34,6 @@ def etcd_command(data: Path, client_port: int, peer_port: int) -> list[str]:
         *("--listen-client-urls", client, "--advertise-client-urls", client),
         *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
         *("--initial-cluster", f"local={peer}"),
+        # progress is written several times a second; only its latest value matters
+        *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "10m"),
     ]

@@ -103,5 +103,7 @@ def kill_pid(pid: int, patience_seconds: float) -> None:
         if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        # the number may meanwhile be that of somebody else's process
+        if b"mpistream" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)

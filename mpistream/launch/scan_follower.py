@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.model.errors import CoordinationError, MpistreamError, ScanFailed
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import ScanRecord, ScanSummary
 from mpistream.transport.mailbox import Mailbox
@@ -29,7 +29,7 @@ class ScanFollower:
         self._etcd_is_away = False
 
     def follow(
-        self, check_alive: Callable[[], None], on_progress: Callable[[ScanState, dict[str, int]], None]
+        self, check_alive: Callable[[ScanState], None], on_progress: Callable[[ScanState, dict[str, int]], None]
     ) -> ScanSummary:
         """Returns when the dataset has its final name. Raises ScanFailed when the scan ends otherwise, and when
         nothing moves for ``patience_seconds``; an interrupt aborts the scan first.
@@ -48,7 +48,7 @@ class ScanFollower:
             self._news.close()
 
     def _follow(
-        self, check_alive: Callable[[], None], on_progress: Callable[[ScanState, dict[str, int]], None]
+        self, check_alive: Callable[[ScanState], None], on_progress: Callable[[ScanState, dict[str, int]], None]
     ) -> ScanSummary:
         state = ScanState.ANNOUNCED
         progress: dict[str, int] = {}
@@ -60,7 +60,7 @@ class ScanFollower:
                     state, moved = status.state, time.monotonic()
                     if state.is_final:
                         return self._ended(status)
-            check_alive()
+            check_alive(state)
             latest = self._latest_progress(progress)
             if latest != progress:
                 progress, moved = latest, time.monotonic()
@@ -76,7 +76,7 @@ class ScanFollower:
         """While etcd is away the stream goes on; only it cannot be seen."""
         try:
             latest = self._registry.progress(self._record.uid)
-        except CoordinationError as error:
+        except EtcdUnreachable as error:
             if not self._etcd_is_away:
                 _log.warning("waiting: %s", error.message)
             self._etcd_is_away = True
@@ -105,24 +105,54 @@ class ScanFollower:
             _log.error("the scan could not be aborted: %s", unreachable)
 
 
-def check_registered(registry: Registry, record: ScanRecord) -> None:
-    """Raises ScanFailed when a process that the scan needs has lost its registration; not while etcd is away."""
-    try:
-        _check_registered(registry, record)
-    except CoordinationError as error:
-        _log.debug("nothing is known of the processes: %s", error.message)
+class RegistrationCheck:
+    """Whether the processes that a scan needs are registered in etcd.
 
+    A lease may run out by mistake and be taken anew: only what stays away for longer than that is taken for dead.
+    While etcd itself is away, nothing is known.
+    """
 
-def _check_registered(registry: Registry, record: ScanRecord) -> None:
-    if job_has_ended(registry, record):
-        raise ScanFailed("the MPI job that counts this scan has ended", "look into the consumers' log; start it again")
-    absent = set(range(SECTORS)) - {producer.sector for producer in registry.producers()}
-    if absent:
-        raise ScanFailed(f"the producer of sector {min(absent)} has ended", "look into its log; start it again")
-    if not record.direct and not registry.aggregators():
-        raise ScanFailed("the aggregator has ended", "look into its log; start it again")
+    def __init__(self, registry: Registry, record: ScanRecord) -> None:
+        self._registry = registry
+        self._record = record
+        self._absent_since: float | None = None
+
+    def __call__(self, state: ScanState) -> None:
+        """Raises ScanFailed when a process is gone."""
+        try:
+            self._check(state)
+        except EtcdUnreachable:
+            self._absent_since = None
+        except ScanFailed:
+            now = time.monotonic()
+            self._absent_since = self._absent_since or now
+            if now - self._absent_since > self._registry.lease_seconds + 2:
+                raise
+        else:
+            self._absent_since = None
+
+    def _check(self, state: ScanState) -> None:
+        registry = self._registry
+        if job_has_ended(registry, self._record):
+            raise ScanFailed(
+                "the MPI job that counts this scan has ended", "look into the consumers' log; start it again"
+            )
+        if state is not ScanState.ASSEMBLING:
+            check_senders(registry, self._record.direct)
 
 
 def job_has_ended(registry: Registry, record: ScanRecord) -> bool:
     job = registry.routing(record.routing_version).job
     return not any(group.job == job for group in registry.groups())
+
+
+def check_senders(registry: Registry, direct: bool) -> None:
+    """Raises ScanFailed unless all producers, and an aggregator where one is needed, are registered."""
+    absent = set(range(SECTORS)) - {producer.sector for producer in registry.producers()}
+    if absent:
+        raise ScanFailed(
+            f"no producer is registered for sector {', '.join(map(str, sorted(absent)))}",
+            "start one for each sector: mpistream produce --sector N; if one has ended, its log says why",
+        )
+    if not direct and not registry.aggregators():
+        raise ScanFailed("no aggregator is registered", "start one (mpistream aggregate), or stream with --direct")

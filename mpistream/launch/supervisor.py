@@ -25,9 +25,12 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 _TURN_SECONDS = 0.1
-_LOCK = "lock"
+_LOCK = "mpistream-testbed.lock"
 _STATE = "testbed.json"
 _LOG = "supervisor.log"
+#: What a testbed leaves in its folder, and the next one there removes.
+_FILES = (_STATE, _LOG, "mpistream.toml")
+_FOLDERS = ("etcd", "logs")
 
 
 def default_folder() -> Path:
@@ -54,8 +57,11 @@ def up(folder: Path, groups: int, ranks_per_group: int, base: Path | None = None
         raise MpistreamError(f"a testbed is running in {folder}", "use it, or end it with `mpistream testbed down`")
     if folder.exists() and any(folder.iterdir()) and not (folder / _LOCK).exists():
         raise MpistreamError(f"{folder} holds something else than a testbed", "choose another --folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mpistream", "testbed", "supervise", "--folder", str(folder)]
     command += ["--groups", str(groups), "--ranks-per-group", str(ranks_per_group)]
     command += ["--config", str(base)] if base else []

@@ -72,7 +72,7 @@ class AggregatorConfig(_Section):
 
 class RanksConfig(_Section):
     ranks_per_group: int = Field(default=0, ge=0, description="0: the ranks of a node make a group")
-    gather_round_bytes: int = Field(default=256 * 2**20, ge=1, lt=2**31, description="sent per rank and round")
+    gather_round_bytes: int = Field(default=256 * 2**20, ge=2**20, lt=2**31, description="sent per rank and round")
     parallel_hdf5: bool = Field(default=True, description="false: one rank writes the file for all")
 
 

@@ -37,7 +37,11 @@ class StorageError(MpistreamError):
 
 
 class CoordinationError(MpistreamError):
-    """etcd cannot be reached, or what it holds contradicts this process."""
+    """What etcd holds contradicts this process."""
+
+
+class EtcdUnreachable(CoordinationError):
+    """etcd does not answer; it may do so later."""
 
 
 class ProtocolError(MpistreamError):

@@ -29,6 +29,11 @@ class RoutingTable:
         """All sectors of a block go to this index into ``ranks``. Consecutive blocks go round all of them."""
         return (int.from_bytes(scan_uid[:4], "little") + block) % len(self.ranks)
 
+    def blocks_of(self, rank: int, scan_uid: bytes, blocks: range) -> range:
+        """Those of consecutive ``blocks`` that go to ``rank``."""
+        first = blocks.start + (rank - self.rank_of(scan_uid, blocks.start)) % len(self.ranks)
+        return range(first, blocks.stop, len(self.ranks))
+
     def to_json(self) -> dict[str, Any]:
         return {"version": self.version, "job": self.job, "ranks": [asdict(rank) for rank in self.ranks]}
 

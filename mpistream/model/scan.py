@@ -57,6 +57,12 @@ class ScanRecord(_Record):
     overwrite: bool
     announced_unix_seconds: float
 
+    @model_validator(mode="after")
+    def _first_before_last(self) -> Self:
+        if self.last_frame < self.first_frame:
+            raise ValueError(f"the last frame ({self.last_frame}) comes before the first ({self.first_frame})")
+        return self
+
     @property
     def scan_shape(self) -> ScanShape:
         return ScanShape(self.rows, self.columns)
@@ -68,8 +74,8 @@ class ScanRecord(_Record):
 
     @property
     def sample_blocks(self) -> range:
-        """The blocks among which calibration looks for its complete frames: twice as many as would just do."""
-        wanted = -(-2 * self.counting.sample_frames // self.block_frames)
+        """The blocks among which calibration looks for its complete frames: four times as many as would just do."""
+        wanted = -(-4 * self.counting.sample_frames // self.block_frames)
         return self.block_range[:wanted]
 
 

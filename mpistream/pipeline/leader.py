@@ -13,7 +13,7 @@ from mpistream.control.conductor import Conductor
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd, Thresholds
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PROGRESS_SECONDS = 0.25
+_REGISTRATION_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,15 @@ class JobLeader:
             case Assembled(uid, summary):
                 self._conductor.assembled(uid, summary)
             case AssemblyFailed(uid, error):
-                self._conductor.failed(uid, error)
+                self._conductor.assembly_failed(uid, error)
             case (key, value) if value is not None:
-                self._take_change(key, value)
+                try:
+                    self._take_change(key, value)
+                except EtcdUnreachable:
+                    raise
+                except (ValueError, KeyError, TypeError, CoordinationError) as error:
+                    # written by hand, or by another release: no reason to end a job
+                    _log.error("ignored %s in etcd: %r", key, error)
 
     def _take_change(self, key: str, value: Any) -> None:
         if key == "stop":
@@ -139,8 +146,13 @@ class JobLeader:
             remove_partial(Path(record.output), record.uid.hex)
 
     def _is_served_elsewhere(self, record: ScanRecord) -> bool:
+        """A job that merely lost its lease for a moment registers again."""
         job = self._persist(lambda: self._registry.routing(record.routing_version)).job
-        return any(group.job == job for group in self._persist(self._registry.groups))
+        deadline = time.monotonic() + self._registry.lease_seconds + 2
+        while not any(group.job == job for group in self._persist(self._registry.groups)):
+            if time.monotonic() > deadline or self._closed.wait(_REGISTRATION_SECONDS):
+                return False
+        return True
 
     def _note_progress(self, message: JobMessage) -> None:
         for uid, numbers in message.fields["progress"].items():
@@ -153,9 +165,16 @@ class JobLeader:
         for uid in list(self._progress):
             ranks = self._progress[uid].values()
             total = {name: sum(numbers[name] for numbers in ranks) for name in next(iter(ranks))}
-            self._persist(lambda uid=uid, total=total: self._registry.write_progress(UUID(uid), total))  # type: ignore[misc]
+            self._write_progress(UUID(uid), total)
             if uid not in running:
                 del self._progress[uid]
+
+    def _write_progress(self, uid: UUID, total: dict[str, int]) -> None:
+        """What nobody could see while etcd was away is not made up for."""
+        try:
+            self._registry.write_progress(uid, total)
+        except EtcdUnreachable as error:
+            _log.debug("progress not written: %s", error.message)
 
     # what the conductor decides
 

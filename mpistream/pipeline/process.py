@@ -10,7 +10,7 @@ from typing import TypeVar
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
 from mpistream.model.config import Config
-from mpistream.model.errors import CoordinationError
+from mpistream.model.errors import EtcdUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _RETRY_SECONDS = 0.5
 
 
 def connect_etcd(config: Config) -> Coordination:
-    """A checked connection. Raises CoordinationError when no etcd answers."""
+    """A checked connection. Raises EtcdUnreachable when none answers."""
     coordination = Coordination(config.etcd.endpoints, config.etcd_prefix, config.etcd.timeout_seconds)
     try:
         coordination.check()
@@ -37,13 +37,13 @@ def open_registry(config: Config, coordination: Coordination) -> Registry:
 def persist(action: Callable[[], _T], patience_seconds: float) -> _T:
     """Does ``action`` as soon as etcd answers: while it is away the stream goes on, and what is to be recorded waits.
 
-    Raises CoordinationError when it stays away for ``patience_seconds``.
+    Raises EtcdUnreachable when it stays away for ``patience_seconds``.
     """
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
             return action()
-        except CoordinationError as error:
+        except EtcdUnreachable as error:
             if time.monotonic() > deadline:
                 raise
             _log.warning("trying again: %s", error.message)

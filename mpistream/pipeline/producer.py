@@ -60,11 +60,27 @@ class _Producer:
     _served: set[UUID] = field(default_factory=set)
 
     def serve(self) -> None:
+        self._give_up_interrupted()
         while not self.stopping:
             self.news.wait_into(self._take, timeout_seconds=1.0)
-            for uid in [uid for uid, state in self._states.items() if state in _SENDING and uid not in self._served]:
+            while (uid := self._next_scan()) is not None and not self.stopping:
                 self._served.add(uid)
                 self._serve_scan(uid)
+
+    def _next_scan(self) -> UUID | None:
+        waiting = (uid for uid, state in self._states.items() if state in _SENDING and uid not in self._served)
+        return next(waiting, None)
+
+    def _give_up_interrupted(self) -> None:
+        """Scans that were streaming before this process started: what an earlier one had under way is gone."""
+        for change in self.news.take():
+            self._take(change)
+        while (uid := self._next_scan()) is not None:
+            self._served.add(uid)
+            error = ScanFailed(
+                f"the producer of sector {self.entry.sector} was restarted during the scan", "run the scan again"
+            )
+            self._report(uid, error)
 
     def _take(self, change: Change) -> None:
         key, value = change

@@ -16,16 +16,17 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpistream.control.registry import GroupEntry
+from mpistream.control.registry import GroupEntry, Registry
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, MpistreamError
-from mpistream.model.routing_table import RankEndpoints
-from mpistream.pipeline.assembly import write_scan
+from mpistream.model.routing_table import RoutingTable
+from mpistream.model.scan import ScanSummary
+from mpistream.pipeline.assembly import gather_scan, write_scan
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
-from mpistream.pipeline.receiver import Order, RankReceiver, StopOrder
+from mpistream.pipeline.receiver import CountedScan, Order, RankReceiver, StopOrder
 from mpistream.pipeline.watchdog import StalledError, Watchdog
-from mpistream.reduction.rank_map import RankMap, map_ranks
+from mpistream.reduction.rank_map import map_ranks
 from mpistream.transport.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
@@ -39,19 +40,11 @@ def run_rank(load_config: Callable[[], Config]) -> None:
     try:
         comm = world()
         config = load_config()
-        rank_map = map_ranks(comm, config.ranks.ranks_per_group)
-        with joined(config, comm, rank_map) as job:
-            for order in job.orders():
-                if isinstance(order, StopOrder):
-                    break
-                job.watchdog.assembly_begins()
-                try:
-                    summary = write_scan(comm, config, order.scan, order.ends, job.name)  # gather -> write
-                    job.tell_leader(Assembled(order.scan.record.uid, summary))
-                except MpistreamError as error:  # the same on every rank
-                    job.tell_leader(AssemblyFailed(order.scan.record.uid, error))
-                finally:
-                    job.watchdog.assembly_ends()
+        with joined(config, comm) as job:
+            for scan in job.counted_scans():  # receive -> assemble -> count
+                with job.assembling(scan) as finish:
+                    slab = gather_scan(comm, config, scan)  # gather
+                    finish(write_scan(comm, config, scan, slab, job.name))  # write
     except BaseException as error:
         abort(error)
 
@@ -59,10 +52,10 @@ def run_rank(load_config: Callable[[], Config]) -> None:
 def world() -> MPI.Comm:
     """All ranks of the job. Raises ConfigError where the launcher started separate jobs instead of one."""
     comm = MPI.COMM_WORLD
-    expected = os.environ.get("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None
-    if expected is not None and int(expected) != comm.size:
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if comm.size == 1 and tasks > 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            f"srun started {expected} tasks, but MPI knows of {comm.size}: they do not form one job",
+            f"srun started {tasks} tasks, but MPI knows of one: they do not form one job",
             "name the process manager that this MPI was built for, for instance srun --mpi=pmix",
         )
     return comm
@@ -70,7 +63,9 @@ def world() -> MPI.Comm:
 
 def abort(error: BaseException) -> NoReturn:
     """Says what went wrong and ends every rank of the job. Works from any thread."""
-    if not isinstance(error, MpistreamError):
+    if isinstance(error, KeyboardInterrupt):
+        error = MpistreamError("the MPI job was interrupted")
+    elif not isinstance(error, MpistreamError):
         _log.exception("rank %d failed", MPI.COMM_WORLD.rank, exc_info=error)
         error = MpistreamError(f"rank {MPI.COMM_WORLD.rank} failed: {error!r}", "its log has the traceback")
     if MPI.COMM_WORLD.rank:
@@ -86,53 +81,69 @@ class _Job:
     """One rank's part in the running job."""
 
     name: str
-    watchdog: Watchdog
-    leader: JobLeader | None
+    _watchdog: Watchdog
+    _leader: JobLeader | None
     _orders: Mailbox[Order]
 
-    def orders(self) -> Iterator[Order]:
-        """What the leader wants done with MPI. Waiting costs no CPU; the receiving thread is watched meanwhile."""
+    def counted_scans(self) -> Iterator[CountedScan]:
+        """The scans that all ranks have counted, in the same order on all of them, until the job is to end.
+
+        Waiting costs no CPU; the receiving thread is watched meanwhile.
+        """
         while True:
-            yield from self._orders.wait(_TURN_SECONDS)
-            if self.watchdog.receiver_is_stalled():
+            for order in self._orders.wait(_TURN_SECONDS):
+                if isinstance(order, StopOrder):
+                    return
+                yield order
+            if self._watchdog.receiver_is_stalled():
                 raise StalledError("the receiving thread makes no progress; ending the MPI job")
 
-    def tell_leader(self, news: Assembled | AssemblyFailed) -> None:
-        if self.leader is not None:
-            self.leader.news.put(news)
+    @contextmanager
+    def assembling(self, scan: CountedScan) -> Iterator[Callable[[ScanSummary], None]]:
+        """While MPI and HDF5 are called for ``scan``; the leader hears how it ends.
+
+        A MpistreamError is the same on every rank and ends only this scan.
+        """
+
+        def finish(summary: ScanSummary) -> None:
+            self._tell_leader(Assembled(scan.record.uid, summary))
+
+        self._watchdog.assembly_begins()
+        try:
+            yield finish
+        except MpistreamError as error:
+            self._tell_leader(AssemblyFailed(scan.record.uid, error))
+        finally:
+            self._watchdog.assembly_ends()
+
+    def _tell_leader(self, news: Assembled | AssemblyFailed) -> None:
+        if self._leader is not None:
+            self._leader.news.put(news)
 
 
 @contextmanager
-def joined(config: Config, comm: MPI.Comm, rank_map: RankMap) -> Iterator[_Job]:
+def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
     """Binds this rank's sockets, registers its group, and on rank 0 leads the job. Collective on entering."""
+    rank_map = map_ranks(comm, config.ranks.ranks_per_group)
     orders: Mailbox[Order] = Mailbox()
     watchdog = Watchdog(config.watchdog, comm.rank, peers=range(comm.size) if rank_map.is_leader else [0])
-    incarnation = new_incarnation()
-    receiver = RankReceiver(config, comm.rank, comm.size, incarnation, orders, watchdog, abort)
-    data, answers = receiver.data_endpoint, receiver.answer_endpoint
-    me = RankEndpoints(comm.rank, rank_map.group, rank_map.host, os.getpid(), incarnation, data, answers)
-    ranks = tuple(comm.allgather(me))
-    name = comm.bcast(f"{rank_map.host}-{os.getpid()}")
+    receiver = RankReceiver(config, comm.rank, comm.size, new_incarnation(), orders, watchdog, abort)
+    ranks = tuple(comm.allgather(receiver.endpoints(rank_map.group, rank_map.host)))
+    name = f"{ranks[0].host}-{ranks[0].pid}-{ranks[0].incarnation}"
     with ExitStack() as stack:
-        registration = None
+        registry = registration = leader = None
         if rank_map.leads_group:
             registry = open_registry(config, stack.enter_context(connect_etcd(config)))
             group = tuple(rank for rank in ranks if rank.group == rank_map.group)
             registration = registry.register_group(GroupEntry(name, rank_map.group, rank_map.host, group))
         # Every group stands in etcd before the table that routes to it.
         comm.Barrier()
-        table = comm.bcast(registry.publish_routing(name, ranks) if rank_map.is_leader else None)
-        receiver.adopt(table)
-        receiver.start(comm.bcast(receiver.hub_endpoint))
+        table = comm.bcast(registry.publish_routing(name, ranks) if registry and rank_map.is_leader else None)
+        receiver.start(table, comm.bcast(receiver.hub_endpoint))
         stack.callback(receiver.stop)
         on_termination(receiver.request_stop)
-        leader = None
-        if rank_map.is_leader:
-            _print_map(ranks)
-            receiver.wait_for_everybody(config.watchdog.stall_seconds)
-            leader = JobLeader(registry, table, receiver.outbox.put, config.stream.patience_seconds, abort)
-            receiver.report_to(leader.news.put)
-            leader.start()
+        if registry and rank_map.is_leader:
+            leader = _lead(config, registry, table, receiver)
             stack.callback(leader.close)
         if registration is not None:
             # Withdrawn before all else ends: a launcher that ends its ranks leaves them little time.
@@ -140,6 +151,11 @@ def joined(config: Config, comm: MPI.Comm, rank_map: RankMap) -> Iterator[_Job]:
         yield _Job(name, watchdog, leader, orders)
 
 
-def _print_map(ranks: tuple[RankEndpoints, ...]) -> None:
-    for rank in ranks:
+def _lead(config: Config, registry: Registry, table: RoutingTable, receiver: RankReceiver) -> JobLeader:
+    for rank in table.ranks:
         _log.info("rank %d, group %d, %s pid %d: %s", rank.rank, rank.group, rank.host, rank.pid, rank.data_endpoint)
+    receiver.wait_for_everybody(config.watchdog.stall_seconds)
+    leader = JobLeader(registry, table, receiver.outbox.put, config.stream.patience_seconds, abort)
+    receiver.report_to(leader.news.put)
+    leader.start()
+    return leader

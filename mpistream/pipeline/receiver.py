@@ -5,6 +5,7 @@ last one is written, and no MPI call is outstanding while nothing happens.
 """
 
 import logging
+import os
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from mpistream.model.config import Config
 from mpistream.model.errors import MpistreamError, ProtocolError
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.protocol import Ack, BlockHeader
-from mpistream.model.routing_table import RoutingTable
+from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
 from mpistream.pipeline.watchdog import StalledError, Watchdog
 from mpistream.reduction.frame_assembly import AssembledBlock
@@ -35,11 +36,15 @@ _LOG_REFUSED_EVERY = 1000
 
 
 @dataclass(frozen=True)
-class AssembleOrder:
+class CountedScan:
     """To the main thread: every rank has counted its blocks of this scan; write the dataset."""
 
-    scan: ScanReduction
+    reduction: ScanReduction
     ends: tuple[SectorEnd, ...]
+
+    @property
+    def record(self) -> ScanRecord:
+        return self.reduction.record
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class StopOrder:
     """To the main thread: end."""
 
 
-Order = AssembleOrder | StopOrder
+Order = CountedScan | StopOrder
 
 
 class RankReceiver:
@@ -87,29 +92,25 @@ class RankReceiver:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
 
-    @property
-    def data_endpoint(self) -> str:
-        return self._inlet.endpoint
-
-    @property
-    def answer_endpoint(self) -> str:
-        return self._answers.endpoint
+    def endpoints(self, group: int, host: str) -> RankEndpoints:
+        """Where this rank is reached."""
+        return RankEndpoints(
+            self._rank, group, host, os.getpid(), self._incarnation, self._inlet.endpoint, self._answers.endpoint
+        )
 
     @property
     def hub_endpoint(self) -> str:
         return self._hub.endpoint if self._hub else ""
 
-    def start(self, hub_endpoint: str) -> None:
-        self._spoke = self._sockets.job_spoke(hub_endpoint)
+    def start(self, table: RoutingTable, hub_endpoint: str) -> None:
+        """From now on blocks that ``table`` routes to this rank are received."""
+        self._table = table
+        self._spoke = self._sockets.job_spoke(hub_endpoint, self._rank)
         self._thread.start()
 
     def report_to(self, on_job_message: Callable[[JobMessage], None]) -> None:
         """Rank 0: from now on the ranks' news go to the leader; until then there are only heartbeats."""
         self._on_job_message = on_job_message
-
-    def adopt(self, table: RoutingTable) -> None:
-        """Under this table the scans of this job are routed."""
-        self._table = table
 
     def wait_for_everybody(self, patience_seconds: float) -> None:
         """Rank 0: until every rank has spoken, so that every order reaches all. Raises StalledError."""
@@ -226,12 +227,14 @@ class RankReceiver:
             case JobMessageKind.THRESHOLDS:
                 if scan := self._scans.get(UUID(message.fields["uid"])):
                     thresholds = Thresholds.model_validate(message.fields["thresholds"])
-                    self._acknowledge(scan.set_thresholds(thresholds))
-                    self._send_acknowledgements()
+                    for block in scan.set_thresholds(thresholds):
+                        self._acknowledge(scan.count(block))
+                        self._send_acknowledgements()
+                        self._beat()
                     self._report_drained(scan)
             case JobMessageKind.ASSEMBLE:
                 ends = tuple(SectorEnd.model_validate(end) for end in message.fields["ends"])
-                self._orders.put(AssembleOrder(self._scans.pop(UUID(message.fields["uid"])), ends))
+                self._orders.put(CountedScan(self._scans.pop(UUID(message.fields["uid"])), ends))
             case JobMessageKind.DISCARD:
                 self._scans.pop(UUID(message.fields["uid"]), None)
             case JobMessageKind.STOP:
@@ -239,8 +242,7 @@ class RankReceiver:
 
     def _prepare(self, record: ScanRecord) -> None:
         assert self._table is not None
-        uid = record.uid.bytes
-        expected = sum(self._table.rank_of(uid, block) == self._rank for block in record.block_range)
+        expected = len(self._table.blocks_of(self._rank, record.uid.bytes, record.block_range))
         try:
             self._scans[record.uid] = scan = ScanReduction.prepare(record, expected)
         except MpistreamError as error:

@@ -132,7 +132,8 @@ class FrameAssembly:
         columns, rows = self.record.columns, self.record.rows
         claimed = found["y"].astype(np.uint32) * np.uint32(columns) + found["x"]
         good = (
-            (found["frame_number"] == frames + header.first_frame)
+            (found["scan_number"] == self.record.scan_number)
+            & (found["frame_number"] == frames + header.first_frame)
             & (frames + header.first_frame >= self.record.first_frame)
             & (frames + header.first_frame <= self.record.last_frame)
             & (found["x"] < columns)

@@ -24,8 +24,8 @@ def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:
     path = Path(path)
     save_it = f"save the {kind} reference with numpy.save, as an array of {FRAME_SHAPE[0]} x {FRAME_SHAPE[1]} numbers"
     try:
-        with path.open("rb") as file:
-            image = np.lib.format.read_array(file, allow_pickle=False)
+        # mapped, so that nothing of a file of the wrong shape is read
+        image = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise ReferenceImageError(
             f"the {kind} reference {path} cannot be read: {error.strerror or error}", "check the path"

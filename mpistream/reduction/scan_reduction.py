@@ -68,14 +68,12 @@ class ScanReduction:
         return sample_block(complete, self.record.encoding.layout, self.dark, self.gain).to_bytes()
 
     def set_thresholds(self, thresholds: Thresholds) -> list[AssembledBlock]:
-        """From now on blocks are counted; returns those that were held and are counted now."""
+        """From now on blocks are counted; returns those that were held, to be counted now."""
         self._thresholds = thresholds
         self._counter = ElectronCounter(
             self.record.encoding.layout, thresholds.background, thresholds.xray, dark=self.dark, gain=self.gain
         )
         held, self._held = self._held, []
-        for block in held:
-            self._count(block, self._counter)
         return held
 
     def count(self, block: AssembledBlock) -> list[AssembledBlock]:
@@ -108,9 +106,10 @@ class ScanReduction:
             "raw_bytes": self.raw_bytes,
         }
 
-    def events(self) -> ElectronEvents:
-        """All that was counted on this rank, block by block."""
-        return ElectronEvents.concatenate(self._counted)
+    def take_events(self) -> ElectronEvents:
+        """All that was counted on this rank, block by block. It is handed over: none of it is kept here."""
+        counted, self._counted = self._counted, []
+        return ElectronEvents.concatenate(counted)
 
 
 def fit_sample(samples: Mapping[int, bytes], record: ScanRecord) -> Thresholds | None:

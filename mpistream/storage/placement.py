@@ -25,7 +25,7 @@ def remove_partial(target: Path, tag: str) -> None:
         partial_path(target, tag).unlink(missing_ok=True)
 
 
-def check_target(target: Path, overwrite: bool, needed_bytes: int) -> None:
+def check_target(target: Path, overwrite: bool, needed_bytes: int = 0) -> None:
     """Raises StorageError unless a file of ``needed_bytes`` can become ``target``."""
     folder = target.parent
     if not folder.is_dir():
@@ -34,6 +34,8 @@ def check_target(target: Path, overwrite: bool, needed_bytes: int) -> None:
         raise StorageError(f"{target} is a folder", "give the name of a file")
     if not overwrite and os.path.lexists(target):
         raise _exists(target)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"the folder {folder} is not writable", "change its permissions, or choose another folder")
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(
@@ -82,9 +84,11 @@ def publish(partial: Path, target: Path, overwrite: bool) -> int:
             if os.path.lexists(target):
                 raise _exists(target) from None
             os.rename(partial, target)
-        else:
-            os.unlink(partial)
-    flush_to_disk(target.parent)
+    # From here on the dataset is there: what fails now is no reason to call it lost.
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        flush_to_disk(target.parent)
     return file_bytes
 
 

@@ -28,6 +28,7 @@ class Aggregator:
     blocks_forwarded: int = 0
     refused: int = 0
     _waiting: dict[int, list[tuple[bytes, memoryview]]] = field(default_factory=lambda: defaultdict(list))
+    _producers: set[int] = field(default_factory=set)
     _tables: dict[int, RoutingTable] = field(default_factory=dict)
     _outlets: dict[RankEndpoints, DataOutlet] = field(default_factory=dict)
     _answers: dict[RankEndpoints, AnswerOutlet] = field(default_factory=dict)
@@ -61,9 +62,13 @@ class Aggregator:
         for answer in self._answers.values():
             for message in answer.receive_packed():
                 try:
-                    self.answer_inlet.send(Ack.unpack(message).producer_id, message)
+                    producer_id = Ack.unpack(message).producer_id
                 except ProtocolError as error:
                     self._refuse(error)
+                    continue
+                # ranks tell every aggregator; another one passes on the answers to its own producers
+                if producer_id in self._producers:
+                    self.answer_inlet.send(producer_id, message)
 
     def _take(self, packed: bytes, payload: memoryview) -> None:
         try:
@@ -81,6 +86,7 @@ class Aggregator:
             return
         rank = table.ranks[table.rank_of(header.scan_uid, header.block)]
         self._outlets[rank].send(packed, payload)
+        self._producers.add(header.producer_id)
         self.blocks_forwarded += 1
 
     def _refuse(self, error: ProtocolError) -> None:

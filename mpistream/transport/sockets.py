@@ -39,6 +39,8 @@ class Sockets:
 
     def __init__(self) -> None:
         self._context = zmq.Context()
+        # an aggregator holds two to every rank of two jobs
+        self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
         self._poller = zmq.Poller()
 
     def wait_for(self, waitable: Waitable) -> None:
@@ -74,10 +76,12 @@ class Sockets:
 
     def job_hub(self, host: str) -> "JobHub":
         socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         return JobHub(socket, self._bind(socket, host, 0))
 
-    def job_spoke(self, endpoint: str) -> "JobSpoke":
+    def job_spoke(self, endpoint: str, rank: int) -> "JobSpoke":
         socket = self._socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, f"rank-{rank}".encode())
         socket.connect(endpoint)
         return JobSpoke(socket)
 
