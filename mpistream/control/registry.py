@@ -125,6 +125,11 @@ class Registry:
             raise CoordinationError(f"etcd knows no scan {uid}")
         return ScanStatus.from_json(value)
 
+    def is_streaming(self) -> bool:
+        """Whether any scan of the deployment streams."""
+        states = [value for key, value in self._etcd.get_prefix("scans/").items() if key.endswith("/state")]
+        return any(ScanStatus.from_json(state).state is ScanState.STREAMING for state in states)
+
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
         """Takes a scan to its next state; False where somebody else has just ended it."""
         old = self.status(uid)

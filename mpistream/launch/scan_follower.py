@@ -65,8 +65,11 @@ class ScanFollower:
             if latest != progress:
                 progress, moved = latest, time.monotonic()
             on_progress(state, progress)
-            now = time.monotonic()
-            if state is not ScanState.ASSEMBLING and now - moved > self._patience_seconds:
+            if state is ScanState.ASSEMBLING or time.monotonic() - moved < self._patience_seconds:
+                continue  # the job itself limits how long it writes
+            if state is ScanState.ANNOUNCED and self._registry.is_streaming():
+                moved = time.monotonic()  # scans stream one after the other
+            else:
                 raise ScanFailed(
                     f"the scan made no progress for {self._patience_seconds:g} s",
                     "look into the logs; [stream] patience_seconds sets this limit",
