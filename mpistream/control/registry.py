@@ -81,8 +81,7 @@ class Registry:
     def publish_routing(self, job: str, ranks: tuple[RankEndpoints, ...]) -> RoutingTable:
         """Writes the next version of the routing table."""
         while True:
-            versions = [int(version) for version in self._etcd.get_prefix("routing/")]
-            table = RoutingTable(max(versions, default=0) + 1, job, ranks)
+            table = RoutingTable(max(self._routing_versions(), default=0) + 1, job, ranks)
             if self._etcd.create(f"routing/{table.version}", table.to_json()):
                 return table
 
@@ -93,8 +92,11 @@ class Registry:
         return RoutingTable.from_json(value)
 
     def latest_routing(self) -> RoutingTable | None:
-        tables = self._etcd.get_prefix("routing/")
-        return RoutingTable.from_json(tables[max(tables, key=int)]) if tables else None
+        versions = self._routing_versions()
+        return self.routing(max(versions)) if versions else None
+
+    def _routing_versions(self) -> list[int]:
+        return [int(version) for version in self._etcd.get_prefix("routing/") if version.isdecimal()]
 
     def watch_routing(self, on_table: Callable[[RoutingTable], None]) -> Watch:
         def changed(change: Change) -> None:
@@ -179,5 +181,9 @@ class Registry:
     def request_stop(self, job: str) -> None:
         self._etcd.put(f"jobs/{job}/stop", {"since_unix_seconds": time.time()})
 
-    def watch_job(self, job: str, on_change: Callable[[Change], None]) -> Watch:
-        return self._etcd.watch(f"jobs/{job}/", on_change)
+    def watch_stop(self, job: str, on_stop: Callable[[], None]) -> Watch:
+        def changed(change: Change) -> None:
+            if change[0] == "stop" and change[1] is not None:
+                on_stop()
+
+        return self._etcd.watch(f"jobs/{job}/", changed)

@@ -77,7 +77,8 @@ class JobLeader:
 
     def start(self) -> None:
         self._scans = self._registry.watch_scans(self.news.put)
-        self._job = self._registry.watch_job(self._table.job, self.news.put)
+        stop = JobMessage(JobMessageKind.STOP, 0)
+        self._job = self._registry.watch_stop(self._table.job, lambda: self.news.put(stop))
         self._thread.start()
 
     def close(self) -> None:
@@ -115,9 +116,6 @@ class JobLeader:
                     _log.error("ignored %s in etcd: %r", key, error)
 
     def _take_change(self, key: str, value: Any) -> None:
-        if key == "stop":
-            self._tell(JobMessage(JobMessageKind.STOP, 0))
-            return
         uid_text, _, what = key.partition("/")
         uid = UUID(uid_text)
         if what == "record":

@@ -87,8 +87,11 @@ class _Producer:
         if change is _STOP:
             self.stopping = True
         elif key.endswith("/state") and value is not None:
-            uid = UUID(key.removesuffix("/state"))
-            state = ScanStatus.from_json(value).state
+            try:
+                uid, state = UUID(key.removesuffix("/state")), ScanStatus.from_json(value).state
+            except (ValueError, KeyError, TypeError) as error:
+                _log.error("ignored scans/%s in etcd: %r", key, error)
+                return
             # Entered anew: scans are served in the order in which they began to stream, alike by all producers.
             self._states.pop(uid, None)
             if state.is_final:

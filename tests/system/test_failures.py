@@ -112,9 +112,10 @@ def test_a_rank_killed_while_the_dataset_is_written(cli: CommandLine, output: Pa
     assert_no_output(output)
 
 
-def test_ctrl_c(cli: CommandLine, output: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_scheduler(cli: CommandLine, output: Path, number: signal.Signals) -> None:
     command = start_run(cli, output)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(number)
     ended = finish(command, SOON_SECONDS)
     assert ended.status == 130, ended
     assert "interrupted" in ended.stderr

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_scans_asked_for_at_once(testbed: CommandLine, output: Path) -> None:
     for command, made_up, path in started:
         finish(command).succeeded()
         assert_same_events(path, made_up.expected_events())
+
+
+def test_what_others_write_into_etcd_harms_nothing(testbed: CommandLine, output: Path) -> None:
+    endpoint = endpoint_in(testbed.folder / "testbed" / "mpistream.toml")
+    keys = {"scans/nonsense": "1", "scans/stop": "{}", "routing/9x": "{}", "progress/x": "no JSON"}
+    keys |= {"scans/x/state": "{}", "jobs/x/stop": "{}"}
+    keys |= {
+        f"scans/{uuid4()}/{what}": value for what, value in (("abort", "{}"), ("record", "{}"), ("state", "no JSON"))
+    }
+    for key, value in keys.items():
+        etcdctl(endpoint, "put", f"/testbed/{key}", value)
+    try:
+        assert scan(testbed, "sim:2x2?electrons=50", output)["frames"] == 4
+    finally:
+        for key in keys:
+            etcdctl(endpoint, "del", f"/testbed/{key}")
 
 
 def test_a_scan_after_one_that_failed(testbed: CommandLine, output: Path) -> None:

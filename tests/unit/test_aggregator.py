@@ -65,8 +65,16 @@ class Bench:
     def ear(self, producer_id: int) -> AnswerOutlet:
         return self._theirs.answer_outlet(self.aggregator.answer_inlet.endpoint, Hello(producer_id))
 
-    def send(self, block: int, version: int = 1) -> None:
-        self.producer.send(replace(HEADER, block=block, routing_version=version).pack(), PAYLOAD)
+    def send(self, block: int, version: int = 1, producer_id: int = 3) -> None:
+        header = replace(HEADER, block=block, routing_version=version, producer_id=producer_id)
+        self.producer.send(header.pack(), PAYLOAD)
+
+    def forwarded(self, *producer_ids: int, version: int = 1) -> None:
+        """A block of each of these producers has passed through."""
+        blocks = self.aggregator.blocks_forwarded + len(producer_ids)
+        for producer_id in producer_ids:
+            self.send(0, version, producer_id)
+        self.until(lambda: self.aggregator.blocks_forwarded == blocks)
 
     def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
         deadline = time.monotonic() + seconds
@@ -104,6 +112,7 @@ def test_blocks_go_to_the_rank_they_belong_to_untouched(bench: Bench) -> None:
 def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
     first, second = bench.rank(), bench.rank()
     bench.adopt(1, first, second)
+    bench.forwarded(3, 4)
     ears = {producer_id: bench.ear(producer_id) for producer_id in (3, 4)}
     first.acknowledge(3, 0, 2)
     second.acknowledge(4, 1)
@@ -117,9 +126,32 @@ def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
     bench.until(listen)
 
 
-def test_an_acknowledgement_waits_for_a_producer_that_has_not_come_yet(bench: Bench) -> None:
+def test_acknowledgements_for_another_aggregators_producers_are_left_to_it(bench: Bench) -> None:
+    """Ranks tell every aggregator that they know; what was kept for a producer that never comes would pile up."""
     rank = bench.rank()
     bench.adopt(1, rank)
+    bench.forwarded(3)
+    rank.acknowledge(4, 1)
+    rank.acknowledge(3, 7)
+    ear, heard = bench.ear(3), []
+    bench.until(lambda: heard.extend(ear.receive()) or heard)
+    assert heard[0].blocks == (7,)
+    stranger = bench.ear(4)
+    rank.acknowledge(4, 2)
+    deadline = time.monotonic() + 0.2
+    bench.until(lambda: time.monotonic() > deadline)
+    assert list(stranger.receive()) == []
+    bench.forwarded(4)
+    rank.acknowledge(4, 3)
+    heard.clear()
+    bench.until(lambda: heard.extend(stranger.receive()) or heard)
+    assert [ack.blocks for ack in heard] == [(3,)]
+
+
+def test_an_acknowledgement_waits_for_a_producer_that_does_not_listen_yet(bench: Bench) -> None:
+    rank = bench.rank()
+    bench.adopt(1, rank)
+    bench.forwarded(3)
     rank.acknowledge(3, 7)
     deadline = time.monotonic() + 0.2
     bench.until(lambda: time.monotonic() > deadline)
@@ -206,6 +238,7 @@ def test_a_rank_that_took_the_port_of_an_earlier_one_is_heard(bench: Bench) -> N
     later = Rank(earlier.data, bench.rank().answers)
     bench.ranks = [later]
     bench.adopt(2, later)
+    bench.forwarded(3, version=2)
     later.acknowledge(3, 7)
     ear, heard = bench.ear(3), []
     bench.until(lambda: heard.extend(ear.receive()) or heard)
@@ -215,6 +248,7 @@ def test_a_rank_that_took_the_port_of_an_earlier_one_is_heard(bench: Bench) -> N
 def test_a_malformed_acknowledgement_harms_nothing(bench: Bench) -> None:
     rank = bench.rank()
     bench.adopt(1, rank)
+    bench.forwarded(3)
     rank.answers.send(3, b"MPIS\x09\x00\x02\x00")
     rank.acknowledge(3, 7)
     ear, heard = bench.ear(3), []

@@ -88,6 +88,8 @@ class World:
         if self.states[uid][-1].is_final:
             return False
         check_transition(self.states[uid][-1], state)
+        if state is ScanState.STREAMING:
+            assert all(states[-1] is not state for states in self.states.values()), "two scans stream at a time"
         self.states[uid].append(state)
         return True
 
@@ -201,7 +203,7 @@ def check_orders(simulation: Simulation, record: ScanRecord) -> None:
         assert fields["ends"] == [end_of(sector).model_dump(mode="json") for sector in range(SECTORS)]
 
 
-scans = st.lists(st.sampled_from([GIVEN, CALIBRATED]), min_size=1, max_size=2).map(
+scans = st.lists(st.sampled_from([GIVEN, CALIBRATED]), min_size=1, max_size=3).map(
     lambda countings: [scan_record(uid=UUID(int=i + 1), counting=counting) for i, counting in enumerate(countings)]
 )
 seeds = st.randoms(use_true_random=False)
@@ -242,7 +244,7 @@ def test_a_scan_in_trouble_ends_in_one_final_state(
         simulation.trouble(records[0], trouble)
     simulation.run()
     for record in records:
-        # An abort that comes while the dataset is being written comes too late.
+        # What comes while the dataset is being written comes too late.
         may_end_badly = record is records[0]
         state = simulation.world.state(record)
         assert state is ScanState.COMMITTED or (may_end_badly and state in ENDS_BADLY)
@@ -276,20 +278,91 @@ def world() -> World:
     return World()
 
 
-def test_an_abort_while_the_dataset_is_written_comes_too_late(world: World) -> None:
+def say(conductor: Conductor, record: ScanRecord, kind: JobMessageKind, **more: str) -> None:
+    conductor.told(JobMessage(kind, 0, {"uid": str(record.uid), **more}))
+
+
+def send_all(conductor: Conductor, record: ScanRecord) -> None:
+    for sector in range(SECTORS):
+        conductor.ended(record.uid, end_of(sector))
+
+
+@pytest.fixture
+def assembling(world: World) -> tuple[Conductor, ScanRecord]:
+    """The conductor of one rank, which is writing a scan."""
     conductor, record = Conductor(1, fit, world), scan_record()
     world.announce(conductor, record)
-    uid = {"uid": str(record.uid)}
-    conductor.told(JobMessage(JobMessageKind.READY, 0, uid))
-    conductor.told(JobMessage(JobMessageKind.DRAINED, 0, uid))
-    for sector in range(SECTORS):
-        assert world.state(record) is ScanState.STREAMING
-        conductor.ended(record.uid, end_of(sector))
+    say(conductor, record, JobMessageKind.READY)
+    say(conductor, record, JobMessageKind.DRAINED)
+    assert world.state(record) is ScanState.STREAMING
+    send_all(conductor, record)
     assert world.state(record) is ScanState.ASSEMBLING
+    return conductor, record
+
+
+def test_what_ends_a_scan_while_the_dataset_is_written_comes_too_late(
+    world: World, assembling: tuple[Conductor, ScanRecord]
+) -> None:
+    conductor, record = assembling
     conductor.aborted(record.uid, ScanFailed("by the user"))
+    conductor.failed(record.uid, ScanFailed("a producer died"))
+    say(conductor, record, JobMessageKind.FAULT, message="no dark", remedy="take one")
     assert world.state(record) is ScanState.ASSEMBLING
-    conductor.failed(record.uid, ScanFailed("the disk is full"))
+    conductor.assembled(record.uid, summary_of(record))
+    assert world.state(record) is ScanState.COMMITTED
+
+
+def test_a_dataset_that_cannot_be_written_fails_its_scan(
+    world: World, assembling: tuple[Conductor, ScanRecord]
+) -> None:
+    conductor, record = assembling
+    conductor.assembly_failed(record.uid, ScanFailed("the disk is full"))
     assert world.state(record) is ScanState.FAILED
+    assert world.kinds(record)[-1] is JobMessageKind.DISCARD
+    assert conductor.unfinished == []
+
+
+def announce_three(world: World, conductor: Conductor) -> list[ScanRecord]:
+    records = [scan_record(uid=UUID(int=number)) for number in (1, 2, 3)]
+    for record in records:
+        world.announce(conductor, record)
+    return records
+
+
+def test_one_scan_streams_at_a_time_in_the_order_of_announcement(world: World) -> None:
+    conductor = Conductor(1, fit, world)
+    first, second, third = announce_three(world, conductor)
+    for record in (first, third, second):
+        say(conductor, record, JobMessageKind.READY)
+    streaming = [ScanState.STREAMING, ScanState.ANNOUNCED, ScanState.ANNOUNCED]
+    assert [world.state(record) for record in (first, second, third)] == streaming
+    send_all(conductor, first)
+    draining = [ScanState.DRAINING, ScanState.STREAMING, ScanState.ANNOUNCED]
+    assert [world.state(record) for record in (first, second, third)] == draining
+    conductor.failed(second.uid, ScanFailed("a producer died"))
+    assert [world.state(record) for record in (second, third)] == [ScanState.FAILED, ScanState.STREAMING]
+
+
+def test_a_scan_that_is_not_ready_keeps_nobody_waiting(world: World) -> None:
+    conductor = Conductor(1, fit, world)
+    first, second, _ = announce_three(world, conductor)
+    say(conductor, second, JobMessageKind.READY)
+    assert world.state(second) is ScanState.STREAMING
+    say(conductor, first, JobMessageKind.READY)
+    assert world.state(first) is ScanState.ANNOUNCED
+    conductor.aborted(second.uid, ScanFailed("by the user"))
+    assert world.state(first) is ScanState.STREAMING
+
+
+def test_a_waiting_scan_that_somebody_else_ended_is_passed_over(world: World) -> None:
+    conductor = Conductor(1, fit, world)
+    first, second, third = announce_three(world, conductor)
+    for record in (first, second, third):
+        say(conductor, record, JobMessageKind.READY)
+    world.set_state(second.uid, ScanState.ABORTED)
+    send_all(conductor, first)
+    assert world.kinds(second)[-1] is JobMessageKind.DISCARD
+    assert world.state(third) is ScanState.STREAMING
 
 
 def test_a_sample_that_cannot_be_fitted_fails_the_scan(world: World) -> None:
@@ -308,5 +381,6 @@ def test_news_of_a_scan_that_is_not_known_is_ignored(world: World) -> None:
     conductor.ended(uid, end_of(0))
     conductor.failed(uid, ScanFailed("gone"))
     conductor.aborted(uid, ScanFailed("gone"))
+    conductor.assembly_failed(uid, ScanFailed("gone"))
     conductor.assembled(uid, summary_of(scan_record()))
     assert world == World()

@@ -75,6 +75,7 @@ def test_a_file_changes_only_what_it_names(load) -> None:
         ("[etcd]\ntimeout_seconds = 0", ["etcd.timeout_seconds", "0"]),
         ("[ranks]\nparallel_hdf5 = 'no'", ["ranks.parallel_hdf5", "'no'"]),
         ("[ranks]\ngather_round_bytes = 2147483648", ["ranks.gather_round_bytes"]),
+        ("[ranks]\ngather_round_bytes = 1048575", ["ranks.gather_round_bytes", "1048576"]),
         ("[aggregator]\ndata_port = 65536", ["aggregator.data_port"]),
         ("[stream]\nblock_frames = 65", ["stream.block_frames", "64"]),
         ("etcd = 5", ["etcd"]),

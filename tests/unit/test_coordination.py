@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from mpistream.control.coordination import Coordination
-from mpistream.model.errors import CoordinationError
+from mpistream.control.coordination import Change, Coordination
+from mpistream.model.errors import CoordinationError, EtcdUnreachable
 from tests.etcd_server import EtcdServer
 from tests.unit.picture import Picture, until
 
@@ -80,6 +81,19 @@ def test_a_person_reads_json_with_etcdctl(server: EtcdServer, etcd: Coordination
     assert json.loads(value) == {"state": "streaming", "reason": ""}
 
 
+def test_a_value_that_is_no_json_is_refused_alone_and_skipped_among_others(
+    server: EtcdServer, etcd: Coordination, caplog: pytest.LogCaptureFixture
+) -> None:
+    etcd.put("scans/1", "good")
+    server.etcdctl("put", etcd.prefix + "scans/2", "by hand")
+    with pytest.raises(CoordinationError, match="scans/2 in etcd holds no JSON") as caught:
+        etcd.get("scans/2")
+    assert not isinstance(caught.value, EtcdUnreachable)
+    assert caught.value.remedy
+    assert etcd.get_prefix("scans/") == {"1": "good"}
+    assert f"ignored {etcd.prefix}scans/2" in caplog.text
+
+
 # an etcd that does not answer
 
 
@@ -110,7 +124,7 @@ def check_unreachable(endpoint: str) -> None:
         ]
         for call in calls:
             started = time.monotonic()
-            with pytest.raises(CoordinationError, match=f"no etcd reachable at {endpoint}") as caught:
+            with pytest.raises(EtcdUnreachable, match=f"no etcd reachable at {endpoint}") as caught:
                 call()
             assert time.monotonic() - started < 1.0
             assert "[etcd] endpoints" in caught.value.remedy
@@ -177,14 +191,50 @@ def test_a_key_that_a_living_process_holds_is_refused(etcd: Coordination) -> Non
     registration.close()
 
 
+def revoke_lease(server: EtcdServer, etcd: Coordination, key: str) -> None:
+    stored = json.loads(server.etcdctl("get", etcd.prefix + key, "--write-out=json"))
+    server.etcdctl("lease", "revoke", f"{stored['kvs'][0]['lease']:x}")
+
+
 def test_a_registration_whose_lease_was_revoked_is_written_again(server: EtcdServer, etcd: Coordination) -> None:
     registration = etcd.register("producers/1", {"pid": 7}, LEASE_SECONDS)
-    stored = json.loads(server.etcdctl("get", etcd.prefix + "producers/1", "--write-out=json"))
-    server.etcdctl("lease", "revoke", f"{stored['kvs'][0]['lease']:x}")
+    revoke_lease(server, etcd, "producers/1")
     assert etcd.get("producers/1") is None
     until(lambda: etcd.get("producers/1") == {"pid": 7}, seconds=LEASE_SECONDS + 3)
     registration.close()
     assert etcd.get("producers/1") is None
+
+
+def test_a_registration_is_tried_again_until_the_key_is_there(server: EtcdServer, etcd: Coordination) -> None:
+    """etcd may be lost again between the new lease and the key."""
+    registration = etcd.register("producers/1", {"pid": 7}, LEASE_SECONDS)
+    create, failures = registration._coordination.create_leased, []
+
+    def fail_twice(*arguments: Any) -> bool:
+        if len(failures) < 2:
+            failures.append(1)
+            raise EtcdUnreachable("no etcd reachable")
+        return create(*arguments)
+
+    registration._coordination.create_leased = fail_twice  # type: ignore[method-assign]
+    revoke_lease(server, etcd, "producers/1")
+    until(lambda: etcd.get("producers/1") == {"pid": 7}, seconds=3 * LEASE_SECONDS + 3)
+    assert len(failures) == 2
+    registration.close()
+
+
+def test_a_process_whose_key_another_one_has_taken_ends(
+    server: EtcdServer, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registration = etcd.register("producers/1", {"pid": 7, "host": "edge"}, LEASE_SECONDS)
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    revoke_lease(server, etcd, "producers/1")
+    etcd.put("producers/1", {"pid": 8, "host": "edge"})
+    until(lambda: killed, seconds=2 * LEASE_SECONDS + 5)
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+    registration.close()
+    assert etcd.get("producers/1") == {"pid": 8, "host": "edge"}
 
 
 # watches
@@ -205,6 +255,40 @@ def test_a_watch_reports_what_is_there_and_every_change(etcd: Coordination) -> N
     etcd.put("scans/3/state", "announced")
     time.sleep(0.2)
     assert len(picture.changes) == 4
+
+
+def test_a_watch_skips_values_that_are_no_json(
+    server: EtcdServer, etcd: Coordination, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.etcdctl("put", etcd.prefix + "scans/1", "by hand")
+    changes: list[Change] = []
+    watch = etcd.watch("scans/", changes.append)
+    server.etcdctl("put", etcd.prefix + "scans/2", "by hand")
+    etcd.put("scans/3", "good")
+    until(lambda: ("3", "good") in changes)
+    assert [change for change in changes if change[1] is not None] == [("3", "good")]
+    for number in (1, 2):
+        assert f"ignored {etcd.prefix}scans/{number}" in caplog.text
+    watch.close()
+
+
+def test_a_watch_goes_on_after_a_change_that_its_listener_cannot_take(
+    etcd: Coordination, caplog: pytest.LogCaptureFixture
+) -> None:
+    etcd.put("scans/1", "bad")
+    heard: list[str] = []
+
+    def listen(change: Change) -> None:
+        if change[1] == "bad":
+            raise KeyError(change[0])
+        heard.append(change[0])
+
+    watch = etcd.watch("scans/", listen)
+    etcd.put("scans/2", "bad")
+    etcd.put("scans/3", "good")
+    until(lambda: heard == ["3"])
+    assert caplog.text.count("ignored a change of scans/") == 2
+    watch.close()
 
 
 def test_a_watch_may_be_closed_as_soon_as_it_is_opened(etcd: Coordination) -> None:

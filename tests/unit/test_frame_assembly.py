@@ -111,6 +111,7 @@ def test_a_sector_that_comes_twice_is_dropped_the_second_time(assembly: FrameAss
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"scan_number": 18},
         {"frame_number": 4},
         {"x": 4},
         {"x": 65535},

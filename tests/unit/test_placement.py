@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mpistream.model.errors import StorageError
+from mpistream.storage import placement
 from mpistream.storage.disk_file import DiskFile, hdf5_on_disk
 from mpistream.storage.placement import check_target, partial_path, publish, readable_bytes
 
@@ -92,3 +93,21 @@ def test_after_a_failure_hdf5_goes_on_and_the_disks_error_is_raised():
     with pytest.raises(OSError, match="No space left on device"):
         disk.check()
     disk.close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(target, monkeypatch):
+    """root may write everywhere: what the system says is made up."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StorageError, match=f"the folder {target.parent} is not writable") as caught:
+        check_target(target, False)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dataset_that_has_its_name_is_not_called_lost(partial, target, monkeypatch, overwrite):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(placement, "flush_to_disk", lambda path: fail(path) if path.is_dir() else None)
+    assert publish(partial, target, overwrite) == 3
+    assert os.listdir(target.parent) == ["scan.h5"]

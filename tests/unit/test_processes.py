@@ -144,7 +144,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path, how: signal.Signals) -> No
 
 
 def test_kill_pid_waits_first_and_then_kills() -> None:
-    with subprocess.Popen(["sleep", "60"]) as stubborn:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "mpistream"]) as stubborn:
         started = time.monotonic()
         kill_pid(stubborn.pid, patience_seconds=0.2)
         assert time.monotonic() - started >= 0.2
@@ -152,3 +152,12 @@ def test_kill_pid_waits_first_and_then_kills() -> None:
     started = time.monotonic()
     kill_pid(stubborn.pid, patience_seconds=10)
     assert time.monotonic() - started < 5
+
+
+def test_kill_pid_leaves_other_programs_alone() -> None:
+    """The number of a process that has ended may be given to any other."""
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        kill_pid(stranger.pid, patience_seconds=0.1)
+        time.sleep(0.1)
+        assert stranger.poll() is None
+        stranger.kill()

@@ -33,11 +33,13 @@ class Source:
     lost: frozenset[int] = frozenset({5, 12, 13, 14, 15})
     pause_seconds: dict[int, float] = field(default_factory=dict)
     most_buffers: set[int] = field(default_factory=set)
+    blocks_read: list[int] = field(default_factory=list)
 
     def read_block(self, block: int, block_frames: int, buffer: memoryview) -> int:
         time.sleep(self.pause_seconds.get(block, 0))
         assert len(buffer) == block_frames * RECORD_BYTES
         self.most_buffers.add(id(buffer.obj))
+        self.blocks_read.append(block)
         present = written = 0
         for bit in range(block_frames):
             number = block * block_frames + bit
@@ -116,7 +118,8 @@ class Sending:
     def send(self) -> SectorEnd:
         end = self.sender.send_all()
         assert end is not None
-        assert self.sender.wait_until_acknowledged()
+        self.sender.wait_until_acknowledged()
+        assert len(self.sender.window) == 0
         return end
 
 
@@ -226,8 +229,28 @@ def test_a_scan_that_is_no_longer_wanted_is_left() -> None:
         threading.Timer(0.3, wanted.clear).start()
         started = time.monotonic()
         assert it.sender.send_all() is None
+        it.sender.wait_until_acknowledged()
         assert time.monotonic() - started < 3
-        assert not it.sender.wait_until_acknowledged()
+        assert len(it.sender.window) == 2
+
+
+def test_a_scan_is_left_at_once_even_where_everything_is_acknowledged() -> None:
+    turns: list[int] = []
+
+    def wanted_for_four_turns() -> bool:
+        turns.append(len(turns))
+        return len(turns) <= 4
+
+    with sending(at_once, window=10, still_wanted=wanted_for_four_turns) as it:
+        assert it.sender.send_all() is None
+        assert len(turns) == 5
+        assert it.source.blocks_read == [0, 1, 2, 3]
+
+
+def test_a_scan_that_was_not_wanted_from_the_start_is_not_read() -> None:
+    with sending(at_once, still_wanted=lambda: False) as it:
+        assert it.sender.send_all() is None
+        assert it.source.blocks_read == []
 
 
 def test_a_source_that_fails_ends_the_scan() -> None:
@@ -249,7 +272,7 @@ def test_a_window_never_holds_more_than_it_may(limit: int, operations: list[int]
             buffers.add(id(under_way[block].obj))
             block += 1
         else:
-            assert window.acknowledge(operation) == (operation in under_way)
+            window.acknowledge(operation)
             under_way.pop(operation, None)
         assert len(window) == len(under_way) <= limit
         assert window.has_room == (len(under_way) < limit)

@@ -38,6 +38,15 @@ def test_consecutive_blocks_go_round_all_ranks(uid: bytes, first: int, ranks: in
     assert loads == dict.fromkeys(range(ranks), 2)
 
 
+@settings(max_examples=40)
+@given(uids, blocks, st.integers(0, 100), st.integers(1, 40))
+def test_the_blocks_of_a_rank_are_those_that_are_routed_to_it(uid: bytes, first: int, count: int, ranks: int) -> None:
+    whole, routing = range(first, first + count), table(ranks)
+    for rank in range(ranks):
+        wanted = [block for block in whole if routing.rank_of(uid, block) == rank]
+        assert list(routing.blocks_of(rank, uid, whole)) == wanted
+
+
 def test_scans_of_one_block_do_not_all_go_to_the_same_rank() -> None:
     assert {table(4).rank_of(bytes([number]) + bytes(15), 0) for number in range(8)} == {0, 1, 2, 3}
 

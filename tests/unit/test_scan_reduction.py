@@ -1,5 +1,6 @@
 """One scan on one rank: held until the thresholds are known, counted and acknowledged once."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, camera_fr
 from tests.unit.slow_reference import count_frame
 
 THRESHOLDS = Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False)
-#: 8 frames in 4 blocks; the sample's 2 complete frames are looked for in the first 2 blocks.
-CALIBRATED = scan_record(block_frames=2, counting=CountingParameters(sample_frames=2, xray_sigmas=50))
+#: 16 frames in blocks 2 to 9; the sample's 2 complete frames are looked for in the first 4 of them.
+CALIBRATED = scan_record(
+    rows=4, last_frame=19, block_frames=2, counting=CountingParameters(sample_frames=2, xray_sigmas=50)
+)
 
 
 def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = None) -> AssembledBlock:
@@ -40,6 +43,8 @@ def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() 
     assert scan.count(blocks[0]) == []
     assert (scan.frames, scan.blocks_counted, scan.is_drained) == (0, 0, False)
     assert scan.set_thresholds(THRESHOLDS) == [blocks[0]]
+    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (0, 0, False)
+    assert scan.count(blocks[0]) == [blocks[0]]
     assert (scan.frames, scan.blocks_counted, scan.is_drained) == (4, 1, False)
     assert scan.count(blocks[1]) == [blocks[1]]
     assert scan.is_drained
@@ -51,13 +56,15 @@ def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() 
         "blocks": 2,
         "raw_bytes": 8 * SECTORS * RECORD_BYTES,
     }
-    events = scan.events()
+    events = scan.take_events()
     assert events.frame_number.tolist() == list(range(4, 12))
     assert events.scan_position.tolist() == list(range(8))
     events.validate(positions=8)
     expected = [count_frame(camera_frame(number), BACKGROUND, XRAY) for number in range(4, 12)]
     np.testing.assert_array_equal(events.indices, np.concatenate(expected))
     assert electrons == len(events.indices) > 1000
+    assert len(scan.take_events()) == 0, "they were handed over"
+    assert (scan.frames, scan.electrons) == (8, electrons)
 
 
 def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
@@ -67,7 +74,9 @@ def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
     scan.count(assemble(scan, 2))
     assert 0 < first == scan.first_block_unix_seconds <= scan.last_block_unix_seconds
     last = scan.last_block_unix_seconds
-    scan.set_thresholds(THRESHOLDS)
+    time.sleep(0.01)
+    for held in scan.set_thresholds(THRESHOLDS):
+        scan.count(held)
     assert scan.last_block_unix_seconds == last
     assert scan.seconds_counting > 0
 
@@ -75,7 +84,7 @@ def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
 def test_a_rank_that_gets_no_block_is_drained_from_the_start() -> None:
     scan = ScanReduction.prepare(scan_record(), blocks_expected=0)
     assert scan.is_drained
-    assert len(scan.events()) == 0
+    assert len(scan.take_events()) == 0
 
 
 def test_with_given_thresholds_nothing_is_sampled() -> None:
@@ -85,9 +94,9 @@ def test_with_given_thresholds_nothing_is_sampled() -> None:
 
 def test_only_sample_blocks_are_sampled_and_only_until_the_thresholds_are_known() -> None:
     scan = prepared(CALIBRATED)
-    assert CALIBRATED.sample_blocks == range(2, 4)
+    assert CALIBRATED.sample_blocks == range(2, 6)
     blocks = [assemble(scan, block) for block in CALIBRATED.block_range]
-    assert [scan.sample(block) is not None for block in blocks] == [True, True, False, False]
+    assert [scan.sample(block) is not None for block in blocks] == [True] * 4 + [False] * 4
     scan.set_thresholds(THRESHOLDS)
     assert scan.sample(blocks[0]) is None
 
@@ -136,7 +145,11 @@ def test_incomplete_frames_are_no_sample() -> None:
     thresholds = fit_sample(samples, CALIBRATED)
     assert thresholds is not None
     assert thresholds.sample_frames == 3
-    samples = samples_of(CALIBRATED, {2: [0] * SECTORS, 3: [0b11, 0b11, 0b10, 0b11]})
+    nothing = [0] * SECTORS
+    at_last = fit_sample(samples_of(CALIBRATED, dict.fromkeys((2, 3, 4), nothing)), CALIBRATED)
+    assert at_last is not None
+    assert at_last.sample_frames == 2
+    samples = samples_of(CALIBRATED, {2: nothing, 3: [0b11, 0b11, 0b10, 0b11], 4: nothing, 5: nothing})
     fewer = fit_sample(samples, CALIBRATED)
     assert fewer is not None
     assert fewer.sample_frames == 1
@@ -159,7 +172,7 @@ def test_dark_and_gain_take_part(tmp_path: Path) -> None:
     scan.set_thresholds(Thresholds(background=24.0, xray=1500.0, calibrated=False))
     scan.count(assemble(scan, 1))
     expected = [count_frame(camera_frame(number), 24.0, 1500.0, dark, gain) for number in range(4, 8)]
-    np.testing.assert_array_equal(scan.events().indices, np.concatenate(expected))
+    np.testing.assert_array_equal(scan.take_events().indices, np.concatenate(expected))
 
 
 def test_a_reference_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:

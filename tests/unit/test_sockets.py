@@ -193,7 +193,7 @@ def test_acknowledgements_arrive_after_the_connection_was_cut(sockets: Sockets) 
 
 def test_the_ranks_of_a_job_talk_to_their_leader(sockets: Sockets) -> None:
     hub = sockets.job_hub(HOST)
-    spokes = [sockets.job_spoke(hub.endpoint) for _ in range(3)]
+    spokes = [sockets.job_spoke(hub.endpoint, rank) for rank in range(3)]
     for rank, spoke in enumerate(spokes):
         spoke.tell(JobMessage(JobMessageKind.SAMPLE, rank, {"block": rank}, bytes([rank])))
     said: list[JobMessage] = []
@@ -205,6 +205,22 @@ def test_the_ranks_of_a_job_talk_to_their_leader(sockets: Sockets) -> None:
     for spoke in spokes:
         told: list[JobMessage] = []
         until(lambda told=told, spoke=spoke: told.extend(spoke.receive()) or told, sockets)
+        assert told == [JobMessage(JobMessageKind.STOP, 0)]
+
+
+def test_a_rank_hears_its_leader_after_the_connection_was_cut(sockets: Sockets) -> None:
+    """Without having to speak first: the leader knows it by its name."""
+    hub = sockets.job_hub(HOST)
+    with Relay(hub.endpoint) as relay:
+        spoke = sockets.job_spoke(relay.endpoint, 5)
+        spoke.tell(JobMessage(JobMessageKind.HEARTBEAT, 5, {"progress": {}}))
+        said: list[JobMessage] = []
+        until(lambda: said.extend(hub.receive()) or said, sockets)
+        relay.cut()
+        time.sleep(1.0)
+        hub.tell_all(JobMessage(JobMessageKind.STOP, 0))
+        told: list[JobMessage] = []
+        until(lambda: told.extend(spoke.receive()) or told, sockets, seconds=5)
         assert told == [JobMessage(JobMessageKind.STOP, 0)]
 
 
