@@ -83,7 +83,7 @@ class Coordination:
         with self._translated():
             response = self._client.get_prefix_response(self.prefix + key)
         start = len(self.prefix + key)
-        values = {kv.key.decode()[start:]: _load_or_none(kv.key, kv.value) for kv in response.kvs}
+        values = {kv.key.decode(errors="replace")[start:]: _load_or_none(kv.key, kv.value) for kv in response.kvs}
         return {name: value for name, value in values.items() if value is not None}, response.header.revision
 
     def put(self, key: str, value: Any, lease: "etcd3.Lease | None" = None) -> None:
@@ -194,7 +194,7 @@ class WatchStream:
             if response.compact_revision or (response.canceled and not response.created):
                 return
             for event in response.events:
-                key = event.kv.key.decode()[self._prefix_length :]
+                key = event.kv.key.decode(errors="replace")[self._prefix_length :]
                 yield key, (None if event.type == event.DELETE else _load_or_none(event.kv.key, event.kv.value))
 
     def close(self) -> None:
@@ -304,9 +304,17 @@ class Registration:
         # etcd may keep a dead process's key for a second longer than its lease says
         deadline = time.monotonic() + self._lease_seconds + 2
         while not self._coordination.create_leased(self._key, self._value, self._lease):
+            if self._closed.is_set():
+                return
+            other = self._coordination.get(self._key)
+            if _dump(other) == _dump(self._value):
+                # an earlier attempt was carried out, though its answer never came; or this process's own last lease
+                self._coordination.put(self._key, self._value, self._lease)
+                return
             if time.monotonic() > deadline:
-                other = self._coordination.get(self._key) or {}
-                who = f"pid {other['pid']} on {other['host']}" if {"pid", "host"} <= other.keys() else "another process"
+                who = "another process"
+                if isinstance(other, dict) and {"pid", "host"} <= other.keys():
+                    who = f"pid {other['pid']} on {other['host']}"
                 raise CoordinationError(
                     f"{self._key} is already there, served by {who}", "end that process first, or take another name"
                 )

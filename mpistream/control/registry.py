@@ -1,8 +1,10 @@
 """What stands in etcd: keys, who writes them, and their values as typed objects. docs/control.md lists them."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 from uuid import UUID
 
 from mpistream.control.coordination import Change, Coordination, Registration, Watch
@@ -10,6 +12,10 @@ from mpistream.control.run_state import ScanState, ScanStatus, check_transition
 from mpistream.model.errors import CoordinationError, MpistreamError
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd, Thresholds
+
+_log = logging.getLogger(__name__)
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class AggregatorEntry:
     answer_endpoint: str
 
 
+def _group_entry(value: Any) -> GroupEntry:
+    ranks = tuple(RankEndpoints(**rank) for rank in value["ranks"])
+    return GroupEntry(value["job"], value["group"], value["host"], ranks)
+
+
 class Registry:
     """The keys of one deployment."""
 
@@ -63,18 +74,23 @@ class Registry:
         return self._etcd.register(f"aggregators/{entry.name}", asdict(entry), self.lease_seconds)
 
     def groups(self) -> list[GroupEntry]:
-        return [
-            GroupEntry(
-                value["job"], value["group"], value["host"], tuple(RankEndpoints(**rank) for rank in value["ranks"])
-            )
-            for value in self._etcd.get_prefix("groups/").values()
-        ]
+        return self._entries("groups/", _group_entry)
 
     def producers(self) -> list[ProducerEntry]:
-        return [ProducerEntry(**value) for value in self._etcd.get_prefix("producers/").values()]
+        return self._entries("producers/", lambda value: ProducerEntry(**value))
 
     def aggregators(self) -> list[AggregatorEntry]:
-        return [AggregatorEntry(**value) for _, value in sorted(self._etcd.get_prefix("aggregators/").items())]
+        return self._entries("aggregators/", lambda value: AggregatorEntry(**value))
+
+    def _entries(self, key: str, parse: Callable[[Any], _Entry]) -> list[_Entry]:
+        """What is registered below ``key``, in the order of the keys; what is no such entry is left out."""
+        entries = []
+        for name, value in sorted(self._etcd.get_prefix(key).items()):
+            try:
+                entries.append(parse(value))
+            except (KeyError, TypeError) as error:
+                _log.error("ignored %s%s in etcd: %r", key, name, error)
+        return entries
 
     # routing tables: a history, each written once
 
@@ -130,7 +146,7 @@ class Registry:
     def is_streaming(self) -> bool:
         """Whether any scan of the deployment streams."""
         states = [value for key, value in self._etcd.get_prefix("scans/").items() if key.endswith("/state")]
-        return any(ScanStatus.from_json(state).state is ScanState.STREAMING for state in states)
+        return any(isinstance(state, dict) and state.get("state") == ScanState.STREAMING for state in states)
 
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
         """Takes a scan to its next state; False where somebody else has just ended it."""

@@ -96,11 +96,19 @@ def last_words(log: Path) -> str:
     return f"{message}; {remedy[0].strip()}" if remedy and remedy[0].startswith("  ") else message
 
 
+def has_ended(pid: int) -> bool:
+    """Also for a process that is no child; one that only waits to be reaped has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def kill_pid(pid: int, patience_seconds: float) -> None:
     """SIGKILL for a process that is not a child, once ``patience_seconds`` have not been enough for it to end."""
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
-        if not Path(f"/proc/{pid}").exists():
+        if has_ended(pid):
             return
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):

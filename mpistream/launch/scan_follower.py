@@ -10,6 +10,7 @@ from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import ScanRecord, ScanSummary
+from mpistream.pipeline.process import persist
 from mpistream.transport.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class ScanFollower:
             on_progress(state, progress)
             if state is ScanState.ASSEMBLING or time.monotonic() - moved < self._patience_seconds:
                 continue  # the job itself limits how long it writes
-            if state is ScanState.ANNOUNCED and self._registry.is_streaming():
+            if state is ScanState.ANNOUNCED and self._others_stream():
                 moved = time.monotonic()  # scans stream one after the other
             else:
                 raise ScanFailed(
@@ -87,8 +88,14 @@ class ScanFollower:
         self._etcd_is_away = False
         return latest
 
+    def _others_stream(self) -> bool:
+        try:
+            return self._registry.is_streaming()
+        except EtcdUnreachable:
+            return False
+
     def _ended(self, status: ScanStatus) -> ScanSummary:
-        summary = self._registry.summary(self._record.uid)
+        summary = persist(lambda: self._registry.summary(self._record.uid), self._patience_seconds)
         if summary is None:
             raise ScanFailed(status.reason or f"the scan ended {status.state}", status.remedy)
         return summary
@@ -100,7 +107,9 @@ class ScanFollower:
             deadline = time.monotonic() + _ABORT_SECONDS
             while time.monotonic() < deadline:
                 state = self._registry.status(self._record.uid).state
-                if state.is_final or state is ScanState.ASSEMBLING:
+                if state.is_final:
+                    return
+                if state is ScanState.ASSEMBLING and not job_has_ended(self._registry, self._record):
                     return  # a dataset that is being written is finished
                 time.sleep(0.05)
             self._registry.set_state(self._record.uid, ScanState.ABORTED, error)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
-from mpistream.launch.processes import last_words
+from mpistream.launch.processes import has_ended, last_words
 from mpistream.launch.testbed import ProcessEntry, Testbed, registered_processes
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, MpistreamError
@@ -139,7 +139,7 @@ def down(folder: Path) -> None:
     supervisor = int(str(_state(folder)["supervisor"]))
     os.kill(supervisor, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while is_running(folder):
+    while is_running(folder) or not has_ended(supervisor):
         if time.monotonic() > deadline:
             os.kill(supervisor, signal.SIGKILL)
             raise MpistreamError(

@@ -148,8 +148,10 @@ class JobLeader:
         job = self._persist(lambda: self._registry.routing(record.routing_version)).job
         deadline = time.monotonic() + self._registry.lease_seconds + 2
         while not any(group.job == job for group in self._persist(self._registry.groups)):
-            if time.monotonic() > deadline or self._closed.wait(_REGISTRATION_SECONDS):
+            if time.monotonic() > deadline:
                 return False
+            if self._closed.wait(_REGISTRATION_SECONDS):
+                return True  # not known; another job will see to it
         return True
 
     def _note_progress(self, message: JobMessage) -> None:

@@ -150,7 +150,7 @@ class RankReceiver:
             try:
                 header = BlockHeader.unpack(packed)
                 scan = self._scan_of(header)
-                block = scan.assembly.add(header, payload)
+                block = scan.assemble(header, payload)
             except ProtocolError as error:
                 self._refuse(error)
                 continue

@@ -25,7 +25,7 @@ def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:
     save_it = f"save the {kind} reference with numpy.save, as an array of {FRAME_SHAPE[0]} x {FRAME_SHAPE[1]} numbers"
     try:
         # mapped, so that nothing of a file of the wrong shape is read
-        image = np.load(path, mmap_mode="r", allow_pickle=False)
+        image = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise ReferenceImageError(
             f"the {kind} reference {path} cannot be read: {error.strerror or error}", "check the path"
@@ -36,7 +36,7 @@ def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:
         ) from error
     check = check_dark if kind == "dark" else check_gain
     try:
-        return check(image, FRAME_SHAPE)
+        return np.array(check(image, FRAME_SHAPE))  # a copy: the file may change
     except ReferenceImageError as error:
         raise ReferenceImageError(f"{path}: {error.message}", error.remedy or save_it) from error
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.electron_events import ElectronEvents
+from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord, Thresholds
 from mpistream.reduction.calibration import SampleStatistics, fit_thresholds, sample_block
 from mpistream.reduction.electron_counting import ElectronCounter, load_reference_image
@@ -60,6 +61,14 @@ class ScanReduction:
         assert self._thresholds is not None, "nothing is counted before the thresholds are known"
         return self._thresholds
 
+    def assemble(self, header: BlockHeader, payload: memoryview) -> AssembledBlock | None:
+        """Takes one sector's message; returns its block when that is complete. Raises ProtocolError."""
+        block = self.assembly.add(header, payload)
+        if block is not None:
+            self.last_block_unix_seconds = time.time()
+            self.first_block_unix_seconds = self.first_block_unix_seconds or self.last_block_unix_seconds
+        return block
+
     def sample(self, block: AssembledBlock) -> bytes | None:
         """Statistics of the block's complete frames, where the scan's thresholds are calibrated and need them."""
         if self._counter or self.record.counting.background is not None or block.block not in self.record.sample_blocks:
@@ -78,8 +87,6 @@ class ScanReduction:
 
     def count(self, block: AssembledBlock) -> list[AssembledBlock]:
         """Counts a block, or holds it until the thresholds are known; returns the blocks that are counted now."""
-        self.last_block_unix_seconds = time.time()
-        self.first_block_unix_seconds = self.first_block_unix_seconds or self.last_block_unix_seconds
         if self._counter is None:
             self._held.append(block)
             return []

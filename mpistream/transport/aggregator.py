@@ -67,7 +67,7 @@ class Aggregator:
                     self._refuse(error)
                     continue
                 # ranks tell every aggregator; another one passes on the answers to its own producers
-                if producer_id in self._producers:
+                if producer_id in self._producers or self.answer_inlet.knows(producer_id):
                     self.answer_inlet.send(producer_id, message)
 
     def _take(self, packed: bytes, payload: memoryview) -> None:

@@ -188,6 +188,10 @@ class AnswerInlet:
             for message in messages:
                 self.send(producer_id, message)
 
+    def knows(self, producer_id: int) -> bool:
+        """Whether this producer has introduced itself here."""
+        return producer_id in self._producers
+
     def send(self, producer_id: int, message: bytes) -> None:
         """Sends a packed Ack on its way to ``producer_id``."""
         direct = self._producers.get(producer_id)

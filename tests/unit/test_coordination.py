@@ -223,6 +223,32 @@ def test_a_registration_is_tried_again_until_the_key_is_there(server: EtcdServer
     registration.close()
 
 
+def test_a_registration_whose_answer_was_lost_is_its_own(
+    server: EtcdServer, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key was written, though nobody said so: it must not take itself for another process."""
+    registration = etcd.register("producers/1", {"pid": 7, "host": "edge"}, LEASE_SECONDS)
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    create, failures = registration._coordination.create_leased, []
+
+    def answer_the_second_time(*arguments: Any) -> bool:
+        written = create(*arguments)
+        if not failures:
+            failures.append(1)
+            raise EtcdUnreachable("no etcd reachable")
+        return written
+
+    registration._coordination.create_leased = answer_the_second_time  # type: ignore[method-assign]
+    revoke_lease(server, etcd, "producers/1")
+    until(lambda: failures, seconds=LEASE_SECONDS + 3)
+    time.sleep(2 * LEASE_SECONDS + 2.5)
+    assert etcd.get("producers/1") == {"pid": 7, "host": "edge"}
+    assert killed == []
+    registration.close()
+    assert etcd.get("producers/1") is None
+
+
 def test_a_process_whose_key_another_one_has_taken_ends(
     server: EtcdServer, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
 ) -> None:

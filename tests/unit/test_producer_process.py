@@ -30,6 +30,8 @@ def test_scans_that_were_streaming_before_it_started_are_given_up(producer: _Pro
     scans = {state: UUID(int=number) for number, state in enumerate(ScanState)}
     for state, uid in scans.items():
         producer.news.put((f"{uid}/state", ScanStatus(state, 1.5e9).to_json()))
+    for key, value in (("nonsense/state", {}), (f"{UUID(int=99)}/state", 5)):  # written by hand
+        producer.news.put((key, value))
     producer.news.put(_STOP)
     producer.serve()
     registry: Any = producer.registry

@@ -198,10 +198,30 @@ def test_progress_is_empty_before_the_first(registry: Registry) -> None:
 
 
 def test_a_job_is_asked_to_stop(registry: Registry) -> None:
-    picture = Picture()
-    watch = registry.watch_job("job-1", picture)
-    registry.request_stop("job-2")
+    asked: list[str] = []
+    watches = [registry.watch_stop(job, lambda job=job: asked.append(job)) for job in ("job-1", "job-2")]
     registry.request_stop("job-1")
-    until(lambda: picture.values)
-    assert list(picture.values) == ["stop"]
-    watch.close()
+    until(lambda: asked)
+    assert asked == ["job-1"]
+    late = registry.watch_stop("job-1", lambda: asked.append("late"))
+    assert asked == ["job-1", "late"]
+    for watch in (*watches, late):
+        watch.close()
+
+
+def test_keys_that_are_no_versions_are_no_routing_tables(registry: Registry, etcd: Coordination) -> None:
+    etcd.put("routing/old", {})
+    assert registry.latest_routing() is None
+    table = registry.publish_routing("job-1", RANKS)
+    assert (table.version, registry.latest_routing()) == (1, table)
+
+
+def test_a_deployment_knows_whether_a_scan_streams(registry: Registry, etcd: Coordination) -> None:
+    etcd.put("scans/nonsense/state", 5)
+    etcd.put("scans/nonsense/record", "streaming")
+    uid = announced(registry).uid
+    assert not registry.is_streaming()
+    registry.set_state(uid, ScanState.STREAMING)
+    assert registry.is_streaming()
+    registry.set_state(uid, ScanState.DRAINING)
+    assert not registry.is_streaming()

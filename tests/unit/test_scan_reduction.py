@@ -27,7 +27,7 @@ CALIBRATED = scan_record(
 def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = None) -> AssembledBlock:
     masks = present or [(1 << scan.record.block_frames) - 1] * SECTORS
     for sector in range(SECTORS):
-        assembled = scan.assembly.add(*block_message(scan.record, block, sector, masks[sector]))
+        assembled = scan.assemble(*block_message(scan.record, block, sector, masks[sector]))
     assert assembled is not None
     return assembled
 
