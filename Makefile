@@ -76,5 +76,5 @@ $(VENV)/python: $(VENV)/system pyproject.toml
 
 $(VENV)/built: $(VENV)/python setup.py $(KERNELS)
 	@echo "building the extension"
-	@$(PIP) install --no-build-isolation --editable ".[test]"
+	@$(PIP) install --no-build-isolation --editable ".[test]" >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
