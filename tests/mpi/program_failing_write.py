@@ -201,7 +201,7 @@ def main() -> None:
                 check_failing_rank(case, bad_rank)
         check_comparison(case)
         if unwritable != "-":
-            case.fails(Path(unwritable) / "scan.h5", "Read-only file system", "Permission denied", "Unable to")
+            case.fails(Path(unwritable) / "scan.h5", "is not writable")
         if small != "-":
             check_full_disk(case, Path(small) / "scan.h5")
             case.succeeds(Path(small) / "scan.h5")
