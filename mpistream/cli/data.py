@@ -5,8 +5,6 @@ from typing import Any
 
 import click
 
-from mpistream.model.errors import ConfigError
-
 
 @click.command()
 @click.option("--scan", required=True, metavar="ROWSxCOLS", help="Probe positions, for instance 64x65.")
@@ -72,7 +70,5 @@ def export(file: Path, target: str, out: Path, overwrite: bool) -> None:
     """Write a dataset in another program's format: mpistream export scan.h5 --to stempy scan_stempy.h5"""
     from mpistream.storage.export import export_stempy
 
-    if target != "stempy":
-        raise ConfigError(f"no export to {target}")
     export_stempy(file, out, overwrite)
     click.echo(str(out))

@@ -60,10 +60,6 @@ class FrameAssembly:
         self._digests = [0] * SECTORS
 
     @property
-    def blocks_complete(self) -> int:
-        return int(self._complete.sum())
-
-    @property
     def digests(self) -> tuple[int, ...]:
         """Per sector, the digest of which frames have come: to be compared with what the producer says it sent."""
         return tuple(self._digests)

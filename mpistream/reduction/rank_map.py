@@ -21,7 +21,6 @@ class RankMap:
     rank: int
     size: int
     group: int
-    groups: int
     rank_in_group: int
     host: str
 
@@ -53,7 +52,6 @@ def map_ranks(comm: MPI.Comm, ranks_per_group: int) -> RankMap:
         comm.rank,
         comm.size,
         leaders.index(first_of_group),
-        len(leaders),
         firsts[: comm.rank].count(first_of_group),
         socket.gethostname(),
     )

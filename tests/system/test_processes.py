@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,30 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from mpistream.launch.local import MPI_ENVIRONMENT, etcd_command, free_port, mpiexec
 from tests.system.command_line import CommandLine, Finished, etcd_values, etcdctl, finish, wait_until
 from tests.system.datasets import assert_same_events
 from tests.system.sector_writer import BACKGROUND, SECTORS, XRAY, MadeUpScan
 
 RANKS = 4
-MPIEXEC = ("mpiexec.openmpi", "-n", str(RANKS))
-MPI_ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-}
+MPIEXEC = (mpiexec(), "-n", str(RANKS))
 START_SECONDS = 60
 PRODUCERS = tuple(f"producers/{sector}" for sector in range(SECTORS))
 AGGREGATOR = "aggregators/second"
 REGISTRATIONS = {*PRODUCERS, AGGREGATOR, "groups/0", "groups/1"}
 LEASE_SECONDS = 30  # so long that a registration that is gone soon was withdrawn
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +33,7 @@ def config(place: Path) -> Iterator[Path]:
         f'deployment = "by-hand"\n[etcd]\nendpoints = ["{endpoint}"]\nlease_seconds = {LEASE_SECONDS}\n'
         "[ranks]\nranks_per_group = 2\n"
     )
-    command = ["etcd", "--name", "etcd", "--data-dir", str(place / "etcd"), "--log-level", "error"]
-    for kind, port in (("client", client), ("peer", peer)):
-        command += [f"--listen-{kind}-urls", f"http://127.0.0.1:{port}"]
-    command += ["--advertise-client-urls", f"http://127.0.0.1:{client}"]
-    command += ["--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"]
-    command += ["--initial-cluster", f"etcd=http://127.0.0.1:{peer}"]
+    command = etcd_command(place / "etcd", client, peer)
     with (place / "etcd.log").open("wb") as log:
         etcd = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:

@@ -103,7 +103,7 @@ def test_a_sector_that_comes_twice_is_dropped_the_second_time(assembly: FrameAss
     digests = assembly.digests
     assert assembly.add(*others[0]) is None
     assert assembly.counters.sectors_duplicate == 6
-    assert assembly.blocks_complete == 1
+    assert assembly.is_complete(1)
     assert assembly.digests == digests
     check_counts(block)
 
