@@ -1,1 +1,1 @@
-"""How blocks travel: sockets, routing, the aggregator."""
+"""How blocks travel: sockets, news between threads, the aggregator."""
