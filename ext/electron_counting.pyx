@@ -1,115 +1,195 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""Loops of electron counting and of calibration; their callers in mpistream.reduction check the arguments.
+"""Electron counting, block after block; mpistream.reduction.electron_counting checks what it is given."""
 
-Wherever sector addresses are asked for, each points to the row-major little-endian uint16 pixels of one sector of a
-frame, at any alignment, or is 0 where the sector is missing. Whoever calls keeps that memory alive.
-"""
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+import numpy as np
 
 
 cdef extern from "electron_counting.h" nogil:
-    struct frame_pixels:
+    enum row_dark_kind "row_dark":
+        pass
+
+    struct counting:
         int rows
         int columns
         int sectors
         int side_by_side
         const float *dark
         const float *inverse_gain
+        const uint8_t *keep
+        const uint16_t *least
+        const float *half_row_gain
+        float background
+        float xray
+        row_dark_kind row_dark
+        float row_dark_level
 
-    struct frame_moments:
-        float minimum
-        float maximum
-        int64_t sum
-        uint64_t square_sum
+    struct frame_rows:
+        pass
 
-    int FIRST_BIN
-    int LAST_BIN
-    int STEPS_PER_UNIT
-    const char *simd_level_name()
-    size_t counting_scratch_floats(int columns)
-    unsigned int count_frame(const frame_pixels *frame, const uint64_t *sectors, float background, float xray,
-                             float *scratch, uint32_t *indices)
-    void sample_frame(const frame_pixels *frame, const uint64_t *sectors, float *row_values, uint64_t *histogram,
-                      frame_moments *moments)
+    struct frame_sums:
+        uint32_t *pattern
+        const uint8_t *labels
+        const uint64_t *spread
+        int annuli
 
+    ctypedef uint32_t (*count_frame_function)(frame_rows *, const counting *, const uint64_t *, uint32_t *,
+                                              int8_t (*)[2]) noexcept
+    ctypedef void (*add_sums_function)(const frame_sums *, const counting *, const uint32_t *, uint32_t, uint64_t *,
+                                       uint64_t *) noexcept
 
-first_bin = FIRST_BIN
-last_bin = LAST_BIN
-steps_per_unit = STEPS_PER_UNIT
+    struct counting_path:
+        const char *name
+        count_frame_function count_frame
+        add_sums_function add_sums
 
-
-def simd_level() -> str:
-    """The instruction set that the loops use on this CPU: "avx512", "avx2" or "portable"."""
-    return simd_level_name().decode()
-
-
-def scratch_floats(int columns) -> int:
-    """Length of the float32 scratch array that count_block needs."""
-    return counting_scratch_floats(columns)
-
-
-cdef frame_pixels describe(const uint64_t[:, ::1] sector_addresses, int rows, int columns, int sectors,
-                           bint side_by_side, const float[:, ::1] dark,
-                           const float[:, ::1] inverse_gain) except *:
-    cdef frame_pixels frame
-    if sector_addresses.shape[1] != sectors:
-        raise ValueError(f"{sector_addresses.shape[1]} addresses per frame, for {sectors} sectors")
-    if dark is not None and (dark.shape[0] != rows or dark.shape[1] != columns):
-        raise ValueError("the dark reference has another shape than the frames")
-    if inverse_gain is not None and (inverse_gain.shape[0] != rows or inverse_gain.shape[1] != columns):
-        raise ValueError("the gain reference has another shape than the frames")
-    if rows < 1 or columns < 1 or sectors < 1 or (columns if side_by_side else rows) % sectors:
-        raise ValueError(f"{rows} x {columns} pixels do not divide into {sectors} sectors")
-    frame.rows = rows
-    frame.columns = columns
-    frame.sectors = sectors
-    frame.side_by_side = side_by_side
-    frame.dark = NULL if dark is None else <float *>&dark[0, 0]
-    frame.inverse_gain = NULL if inverse_gain is None else <float *>&inverse_gain[0, 0]
-    return frame
+    int MOST_ANNULI
+    int CENTROID_STEPS
+    const counting_path *counting_paths()
+    size_t counting_scratch_bytes(const counting *plan)
+    size_t lay_out(frame_rows *frame, const counting *plan, char *scratch)
+    void spread_labels(uint64_t *spread)
 
 
-def count_block(const uint64_t[:, ::1] sector_addresses, int rows, int columns, int sectors, bint side_by_side,
-                const float[:, ::1] dark, const float[:, ::1] inverse_gain, float background, float xray,
-                float[::1] scratch, uint32_t[::1] indices, uint32_t[::1] counts) -> int:
-    """Counts the electrons of uint64[n_frames, n_sectors] addresses; returns their total number.
+most_annuli = MOST_ANNULI
+centroid_steps = CENTROID_STEPS
 
-    Kept are the values v with background < v < xray, both float32. ``indices`` must hold n_frames times
-    ceil(rows / 2) * ceil(columns / 2), ``counts`` n_frames, ``scratch`` ``scratch_floats(columns)``.
+
+def simd_levels() -> tuple[str, ...]:
+    """The instruction sets that counting can use on this CPU, best first."""
+    cdef const counting_path *path = counting_paths()
+    levels = []
+    while path.name is not NULL:
+        levels.append(path.name.decode())
+        path += 1
+    return tuple(levels)
+
+
+cdef const float *address_of_floats(image) except? NULL:
+    if image is None:
+        return NULL
+    cdef const float[:, ::1] view = image
+    return &view[0, 0]
+
+
+cdef const uint8_t *address_of_bytes(image) except? NULL:
+    if image is None:
+        return NULL
+    cdef const uint8_t[:, ::1] view = image
+    return &view[0, 0]
+
+
+cdef const uint16_t *address_of_pixels(image) except? NULL:
+    if image is None:
+        return NULL
+    cdef const uint16_t[:, ::1] view = image
+    return &view[0, 0]
+
+
+cdef class BlockCounter:
+    """Counts blocks of frames of one shape with the same corrections and thresholds. Not for several threads at once.
+
+    Images are [rows, columns] or None: ``dark`` and ``inverse_gain`` float32, ``keep`` uint8 (0 where masked, else
+    255), ``least`` uint16 (needed with dark or gain), ``labels`` uint8. ``half_row_gain`` is float32[rows, 2].
+    ``row_dark`` is 0, 1 (mean) or 2 (median). ``pattern`` uint32[rows, columns] is added to.
     """
-    cdef frame_pixels frame = describe(sector_addresses, rows, columns, sectors, side_by_side, dark, inverse_gain)
-    cdef Py_ssize_t n_frames = sector_addresses.shape[0]
-    cdef Py_ssize_t most = n_frames * ((rows + 1) // 2) * ((columns + 1) // 2)
-    cdef Py_ssize_t i
-    cdef uint64_t total = 0
-    if indices.shape[0] < most or counts.shape[0] < n_frames:
-        raise ValueError("the output arrays are too small for the block")
-    if <size_t>scratch.shape[0] < counting_scratch_floats(columns):
-        raise ValueError("the scratch array is too small for the frames")
-    with nogil:
-        for i in range(n_frames):
-            counts[i] = count_frame(&frame, &sector_addresses[i, 0], background, xray, &scratch[0],
-                                    &indices[0] + total)
-            total += counts[i]
-    return total
 
+    cdef counting plan
+    cdef frame_rows frame
+    cdef frame_sums sums
+    cdef uint64_t spread[256]
+    cdef count_frame_function count_frame
+    cdef add_sums_function add_sums
+    cdef tuple kept_alive
 
-def sample_block(const uint64_t[:, ::1] sector_addresses, int rows, int columns, int sectors, bint side_by_side,
-                 const float[:, ::1] dark, const float[:, ::1] inverse_gain, float[::1] row_scratch,
-                 uint64_t[::1] histogram) -> list:
-    """Adds the values of all frames to ``histogram``; returns per frame (minimum, maximum, sum, sum of squares).
+    def __init__(self, int rows, int columns, int sectors, bint side_by_side, float background, float xray, dark,
+                 inverse_gain, keep, least, int row_dark, float row_dark_level, half_row_gain, labels, int annuli,
+                 pattern, str simd):
+        if rows < 1 or columns < 1 or sectors < 1 or (columns if side_by_side else rows) % sectors:
+            raise ValueError(f"{rows} x {columns} pixels do not divide into {sectors} sectors")
+        for image in (dark, inverse_gain, keep, least, labels, pattern):
+            if image is not None and image.shape != (rows, columns):
+                raise ValueError("an image has another shape than the frames")
+        if half_row_gain is not None and half_row_gain.shape != (rows, 2):
+            raise ValueError("half_row_gain is not [rows, 2]")
+        if least is None and not row_dark and not (dark is None and inverse_gain is None):
+            raise ValueError("a dark or gain reference needs the least raw values of electrons")
+        if pattern is None or not 0 <= annuli <= MOST_ANNULI or (annuli and labels is None) or not 0 <= row_dark <= 2:
+            raise ValueError(f"wanting a pattern, labels of up to {MOST_ANNULI} annuli, and row_dark of 0 to 2")
+        self.plan.rows = rows
+        self.plan.columns = columns
+        self.plan.sectors = sectors
+        self.plan.side_by_side = side_by_side
+        self.plan.background = background
+        self.plan.xray = xray
+        self.plan.dark = address_of_floats(dark)
+        self.plan.inverse_gain = address_of_floats(inverse_gain)
+        self.plan.half_row_gain = address_of_floats(half_row_gain)
+        self.plan.keep = address_of_bytes(keep)
+        self.sums.labels = address_of_bytes(labels)
+        self.plan.least = address_of_pixels(least)
+        cdef uint32_t[:, ::1] pattern_view = pattern
+        self.sums.pattern = &pattern_view[0, 0]
+        self.plan.row_dark = <row_dark_kind>row_dark
+        self.plan.row_dark_level = row_dark_level
+        self.sums.annuli = annuli
+        spread_labels(self.spread)
+        self.sums.spread = self.spread
+        scratch = np.empty(counting_scratch_bytes(&self.plan) + 64, np.int8)
+        cdef char[::1] bytes_of_scratch = scratch
+        cdef char *first = &bytes_of_scratch[0]
+        lay_out(&self.frame, &self.plan, first + (64 - <size_t>first % 64) % 64)
+        self.kept_alive = (dark, inverse_gain, keep, least, half_row_gain, labels, pattern, scratch)
+        self.choose(simd)
 
-    Bin i counts the values nearest to ``first_bin + i``. The sums are of the integers round(v * steps_per_unit).
-    """
-    cdef frame_pixels frame = describe(sector_addresses, rows, columns, sectors, side_by_side, dark, inverse_gain)
-    cdef frame_moments moments
-    cdef Py_ssize_t i
-    if row_scratch.shape[0] < columns or histogram.shape[0] < LAST_BIN - FIRST_BIN + 1:
-        raise ValueError("the histogram or the scratch row is too small")
-    result = []
-    for i in range(sector_addresses.shape[0]):
+    cdef choose(self, str simd):
+        cdef const counting_path *path = counting_paths()
+        while path.name is not NULL and path.name.decode() != simd:
+            path += 1
+        if path.name is NULL:
+            raise ValueError(f"this CPU has no {simd}")
+        self.count_frame = path.count_frame
+        self.add_sums = path.add_sums
+
+    @property
+    def most_electrons(self) -> int:
+        """In one frame: no two maxima touch, so each square of 2 x 2 pixels holds one at most."""
+        return ((self.plan.rows + 1) // 2) * ((self.plan.columns + 1) // 2)
+
+    def count(self, const uint64_t[:, ::1] sector_addresses, uint32_t[::1] indices, int8_t[:, ::1] centroids,
+              uint32_t[::1] counts, uint64_t[:, ::1] moments, uint64_t[:, ::1] on_annuli) -> int:
+        """Counts the frames of uint64[n_frames, sectors] addresses; returns the total number of electrons.
+
+        Each address points to the row-major little-endian uint16 pixels of one sector, at any alignment, or is 0
+        where the sector is missing. ``indices`` holds n_frames * most_electrons, and so does ``centroids`` [:, 2]
+        unless it is None; ``counts`` is [n_frames], ``moments`` [n_frames, 2], ``on_annuli`` [n_frames, annuli].
+        """
+        cdef Py_ssize_t n_frames = sector_addresses.shape[0]
+        cdef Py_ssize_t most = n_frames * <Py_ssize_t>self.most_electrons
+        cdef Py_ssize_t i
+        cdef uint64_t total = 0
+        cdef uint32_t *frame_indices
+        cdef int8_t *frame_centroids
+        if sector_addresses.shape[1] != self.plan.sectors:
+            raise ValueError(f"{sector_addresses.shape[1]} addresses per frame, for {self.plan.sectors} sectors")
+        if indices.shape[0] < most or (centroids is not None and (centroids.shape[0] < most or centroids.shape[1] != 2)):
+            raise ValueError("the output arrays are too small for the block")
+        if counts.shape[0] < n_frames or moments.shape[0] < n_frames or moments.shape[1] != 2:
+            raise ValueError("the output arrays are too small for the block")
+        if on_annuli.shape[0] < n_frames or on_annuli.shape[1] != self.sums.annuli:
+            raise ValueError("the output arrays are too small for the block")
+        if n_frames == 0:
+            return 0
+        cdef uint64_t *frame_on_annuli = NULL
         with nogil:
-            sample_frame(&frame, &sector_addresses[i, 0], &row_scratch[0], &histogram[0], &moments)
-        result.append((moments.minimum, moments.maximum, moments.sum, moments.square_sum))
-    return result
+            for i in range(n_frames):
+                frame_indices = &indices[0] + total
+                frame_centroids = NULL if centroids is None else &centroids[0, 0] + 2 * total
+                if self.sums.annuli:
+                    frame_on_annuli = &on_annuli[i, 0]
+                counts[i] = self.count_frame(&self.frame, &self.plan, &sector_addresses[i, 0], frame_indices,
+                                             <int8_t (*)[2]>frame_centroids)
+                self.add_sums(&self.sums, &self.plan, frame_indices, counts[i], &moments[i, 0], frame_on_annuli)
+                total += counts[i]
+        return total

@@ -37,12 +37,13 @@ _SETUP = "run `make setup` again"
 
 _COUNT = """
 import numpy
-from mpistream.reduction.electron_counting import count_electrons, simd_level
+from mpistream.reduction.electron_counting import count_electrons, simd_levels
 frame = numpy.zeros((1, 5, 5), numpy.uint16)
 frame[0, 2, 2] = 100
-indices, _ = count_electrons(frame, background=10, xray=1000)
-assert indices.tolist() == [12], f"counted {indices} in a frame with one electron"
-print(simd_level())
+for simd in simd_levels():
+    indices, _ = count_electrons(frame, background=10, xray=1000, simd=simd)
+    assert indices.tolist() == [12], f"counted {indices} in a frame with one electron, with {simd}"
+print(", ".join(simd_levels()))
 """
 
 _WORLD = """
@@ -149,7 +150,8 @@ def _python_version() -> str:
 
 
 def _extension() -> str:
-    return f"counts electrons with {_run([sys.executable, '-c', _COUNT]).split()[-1]} instructions"
+    best, *others = _run([sys.executable, "-c", _COUNT]).splitlines()[-1].split(", ")
+    return f"counts electrons with {best} instructions" + (f" ({', '.join(others)} as well)" if others else "")
 
 
 def _mpi() -> str:

@@ -1,13 +1,12 @@
-"""Electron counting: the checks; the loops are in ext/electron_counting.h.
+"""Electron counting: the checks; the loops are in ext/ (electron_counting.h and what it includes).
 
-An electron is a pixel that, after dark, gain and thresholds, is strictly greater than each of its neighbours inside
-the frame (8; fewer at the edge). A value at or below ``background``, or at or above ``xray``, counts as 0. All
-arithmetic is float32, exact for raw pixels; a missing sector's pixels are 0 after it. In a frame of a single pixel,
-that pixel has no neighbours and always counts.
+docs/counting.md has the definition of an electron. All arithmetic is float32, exact for raw pixels.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +15,36 @@ import mpistream._ext.electron_counting as _kernel
 from mpistream.model.electron_events import offsets_from_counts
 from mpistream.model.errors import ConfigError, SourceError
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
-from mpistream.reduction.reference_images import check_dark, check_gain, inverse, load_reference_image
+from mpistream.reduction.reference_images import check_dark, check_gain, check_pixel_mask, inverse
 
-__all__ = ["ElectronCounter", "count_electrons", "load_reference_image", "simd_level"]
+RowDark = Literal["mean", "median"]
 
 #: Frames counted at a time, so that the buffer for the worst case stays small.
 _FRAMES_AT_A_TIME = 64
+_ROW_DARKS = {None: 0, "mean": 1, "median": 2}
 
 
-def simd_level() -> str:
-    """The instruction set that counting uses on this CPU: "avx512", "avx2" or "portable"."""
-    return str(_kernel.simd_level())
+def simd_levels() -> tuple[str, ...]:
+    """The instruction sets that counting can use on this CPU, best first, of "avx512", "avx2", "neon", "portable"."""
+    return tuple(_kernel.simd_levels())
+
+
+@dataclass(frozen=True)
+class CountedFrames:
+    """The electrons of n frames, and the sums that live views need.
+
+    indices    uint32[n_events]    row * columns + column, frame after frame, ascending in each
+    counts     uint32[n]           electrons of each frame
+    centroids  int8[n_events, 2]   (row, column) offset of each electron within its pixel, in 1/128 pixel; or None
+    moments    uint64[n, 2]        sum of the electrons' rows and of their columns
+    annuli     uint64[n, k]        electrons on each of the k annuli that were asked for
+    """
+
+    indices: npt.NDArray[np.uint32]
+    counts: npt.NDArray[np.uint32]
+    centroids: npt.NDArray[np.int8] | None
+    moments: npt.NDArray[np.uint64]
+    annuli: npt.NDArray[np.uint64]
 
 
 def count_electrons(
@@ -36,55 +54,48 @@ def count_electrons(
     xray: float,
     dark: npt.ArrayLike | None = None,
     gain: npt.ArrayLike | None = None,
+    row_dark: RowDark | None = None,
+    row_dark_level: float | None = None,
+    pixel_mask: npt.ArrayLike | None = None,
+    simd: str | None = None,
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-    """Counts the electrons of uint16[n_frames, rows, columns] frames, of any shape and strides.
+    """Counts the electrons of uint16[n_frames, rows, columns] frames, of any shape.
 
-    ``background`` and ``xray`` are in ADU after ``dark`` (subtracted) and ``gain`` (divided by), both [rows, columns].
-    Returns uint32 indices (row * columns + column, ascending within a frame) and uint64[n_frames + 1] offsets: frame i
-    owns ``indices[offsets[i]:offsets[i + 1]]``. Raises SourceError, ConfigError or ReferenceImageError.
+    Any strides and byte order; what is not contiguous and little-endian is copied. The parameters are those of
+    FrameCounter. Returns uint32 indices (row * columns + column, ascending within a frame) and uint64[n_frames + 1]
+    offsets: frame i owns ``indices[offsets[i]:offsets[i + 1]]``. Raises SourceError, ConfigError, ReferenceImageError.
     """
     frames = _check_frames(frames)
     n_frames, rows, columns = frames.shape
-    counter = _FrameCounter((rows, columns), 1, False, background, xray, dark, gain)
+    counter = FrameCounter(
+        (rows, columns),
+        1,
+        False,
+        background,
+        xray,
+        dark,
+        gain,
+        pixel_mask=pixel_mask,
+        row_dark=row_dark,
+        row_dark_level=row_dark_level,
+        simd=simd,
+    )
     indices, counts = [np.empty(0, np.uint32)], [np.empty(0, np.uint32)]
     for first in range(0, n_frames, _FRAMES_AT_A_TIME):
         chunk = np.ascontiguousarray(frames[first : first + _FRAMES_AT_A_TIME])
         addresses = chunk.ctypes.data + np.arange(len(chunk), dtype=np.uint64) * np.uint64(chunk[0].nbytes)
-        chunk_indices, chunk_counts = counter.count(addresses.reshape(-1, 1))
-        indices.append(chunk_indices)
-        counts.append(chunk_counts)
+        counted = counter.count_block(addresses.reshape(-1, 1))
+        indices.append(counted.indices)
+        counts.append(counted.counts)
     return np.concatenate(indices), offsets_from_counts(np.concatenate(counts))
 
 
-class ElectronCounter:
-    """Counts blocks of camera frames where their sectors lie in memory. Made once per scan; not for several threads."""
+class FrameCounter:
+    """The kernel with its parameters and buffers, for frames of any shape in any number of sectors.
 
-    def __init__(
-        self,
-        layout: SectorLayout,
-        background: float,
-        xray: float,
-        dark: npt.ArrayLike | None = None,
-        gain: npt.ArrayLike | None = None,
-    ) -> None:
-        """Thresholds in ADU after ``dark`` and ``gain``, (576, 576). Raises ConfigError, ReferenceImageError."""
-        side_by_side = layout is SectorLayout.COLUMNS
-        self._counter = _FrameCounter(FRAME_SHAPE, SECTORS, side_by_side, background, xray, dark, gain)
-
-    def count_block(
-        self, sector_addresses: npt.NDArray[np.uint64]
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        """Counts n frames; returns uint32 indices, frame after frame and ascending in each, and uint32[n] counts.
-
-        ``sector_addresses`` is uint64[n, 4]: where the pixels of each sector begin, at any alignment and without the
-        record's header; 0 for a missing sector. The caller keeps that memory alive. Raises ValueError for another
-        dtype or shape.
-        """
-        return self._counter.count(np.ascontiguousarray(sector_addresses))
-
-
-class _FrameCounter:
-    """The kernel with its parameters and buffers, for frames of any shape in any number of sectors."""
+    Not for several threads. ``diffraction_sum`` uint32[rows, columns] is the number of electrons on each pixel in all
+    frames that it counted.
+    """
 
     def __init__(
         self,
@@ -93,35 +104,165 @@ class _FrameCounter:
         side_by_side: bool,
         background: float,
         xray: float,
-        dark: npt.ArrayLike | None,
-        gain: npt.ArrayLike | None,
+        dark: npt.ArrayLike | None = None,
+        gain: npt.ArrayLike | None = None,
+        *,
+        pixel_mask: npt.ArrayLike | None = None,
+        row_dark: RowDark | None = None,
+        row_dark_level: float | None = None,
+        centroids: bool = False,
+        annuli: Sequence[npt.NDArray[np.bool_]] = (),
+        simd: str | None = None,
     ) -> None:
-        rows, columns = shape
-        self._thresholds = float32_thresholds(background, xray)
-        self._dark = None if dark is None else check_dark(dark, shape)
-        self._inverse_gain = None if gain is None else inverse(check_gain(gain, shape))
-        self._division = (rows, columns, sectors, side_by_side)
-        self._scratch = np.empty(_kernel.scratch_floats(columns), np.float32)
-        # No two maxima touch, so each square of 2 x 2 pixels holds one at most.
-        self._most_per_frame = ((rows + 1) // 2) * ((columns + 1) // 2)
-        self._indices = np.empty(0, np.uint32)
+        """Images are of the frame's ``shape``. Raises ConfigError, ReferenceImageError.
 
-    def count(self, addresses: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        if len(self._indices) < len(addresses) * self._most_per_frame:
-            # Pages that are never written cost nothing: this is the worst case, not what is used.
-            self._indices = np.empty(len(addresses) * self._most_per_frame, np.uint32)
-        counts = np.empty(len(addresses), np.uint32)
-        total = _kernel.count_block(
-            addresses,
-            *self._division,
-            self._dark,
-            self._inverse_gain,
-            *self._thresholds,
-            self._scratch,
-            self._indices,
-            counts,
+        side_by_side      a sector holds whole columns of the frame; otherwise whole rows
+        background, xray  an electron lies between them: in ADU, after what follows
+        dark              subtracted, in ADU
+        row_dark          instead of it: every half row is scaled so that its mean or median becomes ``row_dark_level``
+        gain              divided by, after dark or row-dark
+        pixel_mask        non-zero for bad pixels, which neither are electrons nor hinder a neighbour
+        centroids         also find where within its pixel each electron hit
+        annuli            up to 8 masks bool[rows, columns], the electrons on which are counted
+        simd              one of ``simd_levels()``; the first by default
+        """
+        below, above = float32_thresholds(background, xray)
+        dark = None if dark is None else check_dark(dark, shape)
+        inverse_gain = None if gain is None else inverse(check_gain(gain, shape))
+        kind_of_row_dark, level = _check_row_dark(row_dark, row_dark_level, dark)
+        needs_least = kind_of_row_dark == 0 and not (dark is None and inverse_gain is None)
+        self.diffraction_sum = np.zeros(shape, np.uint32)
+        self._centroids = centroids
+        self._n_annuli = len(annuli)
+        self._counter = _kernel.BlockCounter(
+            *shape,
+            sectors,
+            side_by_side,
+            below,
+            above,
+            dark,
+            inverse_gain,
+            _keep(pixel_mask, shape),
+            _least_values(max(below, 0.0), dark, inverse_gain) if needs_least else None,
+            kind_of_row_dark,
+            level,
+            _half_row_gain(inverse_gain) if kind_of_row_dark and inverse_gain is not None else None,
+            _labels(annuli, shape),
+            len(annuli),
+            self.diffraction_sum,
+            _check_simd(simd),
         )
-        return self._indices[:total].copy(), counts
+        self._indices = np.empty(0, np.uint32)
+        self._offsets: npt.NDArray[np.int8] | None = None
+
+    def count_block(self, sector_addresses: npt.NDArray[np.uint64]) -> CountedFrames:
+        """Counts the frames of uint64[n, sectors] addresses: where the pixels of each sector begin, at any alignment
+        and without the record's header; 0 for a missing sector. The caller keeps that memory alive.
+
+        Raises ValueError for another dtype or shape.
+        """
+        n = len(sector_addresses)
+        most = n * self._counter.most_electrons
+        if self._offsets is None or len(self._indices) < most:
+            # Pages that are never written cost nothing: this is the worst case, not what is used.
+            self._indices = np.empty(most, np.uint32)
+            self._offsets = np.empty((most if self._centroids else 0, 2), np.int8)
+        counts, moments = np.empty(n, np.uint32), np.empty((n, 2), np.uint64)
+        on_annuli = np.empty((n, self._n_annuli), np.uint64)
+        total = self._counter.count(
+            np.ascontiguousarray(sector_addresses),
+            self._indices,
+            self._offsets if self._centroids else None,
+            counts,
+            moments,
+            on_annuli,
+        )
+        centroids = self._offsets[:total].copy() if self._centroids else None
+        return CountedFrames(self._indices[:total].copy(), counts, centroids, moments, on_annuli)
+
+
+class ElectronCounter(FrameCounter):
+    """Counts blocks of camera frames where their four sectors lie in memory. Made once per scan."""
+
+    def __init__(
+        self,
+        layout: SectorLayout,
+        background: float,
+        xray: float,
+        dark: npt.ArrayLike | None = None,
+        gain: npt.ArrayLike | None = None,
+        **options: Any,
+    ) -> None:
+        """Images are (576, 576); ``options`` are those of FrameCounter. Raises ConfigError, ReferenceImageError."""
+        side_by_side = layout is SectorLayout.COLUMNS
+        super().__init__(FRAME_SHAPE, SECTORS, side_by_side, background, xray, dark, gain, **options)
+
+
+def _check_simd(simd: str | None) -> str:
+    levels = simd_levels()
+    if simd is not None and simd not in levels:
+        raise ConfigError(f"this CPU does not count with {simd}", f"it has {', '.join(levels)}")
+    return simd or levels[0]
+
+
+def _check_row_dark(
+    row_dark: RowDark | None, level: float | None, dark: npt.NDArray[np.float32] | None
+) -> tuple[int, float]:
+    """The kernel's number for the kind of row-dark, and its level. Raises ConfigError."""
+    if row_dark not in _ROW_DARKS:
+        raise ConfigError(f"row_dark is {row_dark!r}", "give mean or median, or leave it out")
+    if row_dark is None:
+        return 0, 0.0
+    if dark is not None:
+        raise ConfigError("a dark reference and row-dark correct the same thing", "leave one of them out")
+    if level is None or not 0 < np.float32(level) <= 0xFFFF:
+        raise ConfigError(
+            f"row-dark brings every half row to a level between 0 and 65535 ADU, not to {level}",
+            "give the mean of the pedestal as row_dark_level",
+        )
+    return _ROW_DARKS[row_dark], level
+
+
+def _keep(pixel_mask: npt.ArrayLike | None, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+    """uint8: 255, and 0 for bad pixels."""
+    return None if pixel_mask is None else np.where(check_pixel_mask(pixel_mask, shape), 0, 255).astype(np.uint8)
+
+
+def _labels(annuli: Sequence[npt.NDArray[np.bool_]], shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+    """uint8[rows, columns] or None: bit k is set on annulus k. Raises ConfigError."""
+    if len(annuli) > _kernel.most_annuli:
+        raise ConfigError(f"{len(annuli)} annuli", f"give at most {_kernel.most_annuli}")
+    labels = np.zeros(shape, np.uint8)
+    for bit, mask in enumerate(annuli):
+        if mask.shape != shape:
+            raise ConfigError(f"annulus {bit} has the shape {mask.shape}", f"give masks of the frames' shape, {shape}")
+        labels |= mask.astype(np.uint8) << np.uint8(bit)
+    return labels if annuli else None
+
+
+def _least_values(
+    background: float, dark: npt.NDArray[np.float32] | None, inverse_gain: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint16]:
+    """uint16[rows, columns]: no raw value below it is above the background once it is corrected.
+
+    ``background`` is 0 or more. The kernel decides exactly among the others. Rounding moves a corrected value by less
+    than a part in a million; one ADU is allowed beside that.
+    """
+    with np.errstate(over="ignore"):
+        gained = np.float64(background) if inverse_gain is None else background / inverse_gain.astype(np.float64)
+    least = gained - 1e-6 * np.abs(gained) - 1
+    if dark is not None:
+        least = least + dark.astype(np.float64)
+    if inverse_gain is not None:
+        least = np.where(inverse_gain > 0, least, 0)  # a negative gain turns the order of values round
+    return np.floor(np.clip(least, 0, 0xFFFF)).astype(np.uint16)
+
+
+def _half_row_gain(inverse_gain: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """float32[rows, 2]: the largest inverse gain of each half row, at least 0."""
+    middle = inverse_gain.shape[1] // 2
+    halves = inverse_gain[:, :middle], inverse_gain[:, middle:]
+    return np.stack([half.max(axis=1, initial=0) for half in halves], axis=1)
 
 
 def float32_thresholds(background: float, xray: float) -> tuple[float, float]:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from mpistream.model.errors import CalibrationError, ReferenceImageError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
+from mpistream.model.virtual_images import VirtualDetectors
+from mpistream.reduction.calibration import SampleStatistics, fit_sample
 from mpistream.reduction.frame_assembly import AssembledBlock
-from mpistream.reduction.scan_reduction import ScanReduction, fit_sample
+from mpistream.reduction.scan_reduction import ScanReduction
 from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, camera_frame, scan_record
 from tests.unit.slow_reference import count_frame
 
@@ -33,7 +35,7 @@ def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = No
 
 
 def prepared(record: ScanRecord) -> ScanReduction:
-    return ScanReduction.prepare(record, blocks_expected=len(record.block_range))
+    return ScanReduction.prepare(record, len(record.block_range), VirtualDetectors())
 
 
 def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() -> None:
@@ -82,29 +84,29 @@ def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
 
 
 def test_a_rank_that_gets_no_block_is_drained_from_the_start() -> None:
-    scan = ScanReduction.prepare(scan_record(), blocks_expected=0)
+    scan = ScanReduction.prepare(scan_record(), 0, VirtualDetectors())
     assert scan.is_drained
     assert len(scan.take_events()) == 0
 
 
 def test_with_given_thresholds_nothing_is_sampled() -> None:
     scan = prepared(scan_record())
-    assert scan.sample(assemble(scan, 1)) is None
+    assert scan.sample_block(assemble(scan, 1)) is None
 
 
 def test_only_sample_blocks_are_sampled_and_only_until_the_thresholds_are_known() -> None:
     scan = prepared(CALIBRATED)
     assert CALIBRATED.sample_blocks == range(2, 6)
     blocks = [assemble(scan, block) for block in CALIBRATED.block_range]
-    assert [scan.sample(block) is not None for block in blocks] == [True] * 4 + [False] * 4
+    assert [scan.sample_block(block) is not None for block in blocks] == [True] * 4 + [False] * 4
     scan.set_thresholds(THRESHOLDS)
-    assert scan.sample(blocks[0]) is None
+    assert scan.sample_block(blocks[0]) is None
 
 
 def samples_of(record: ScanRecord, present: dict[int, list[int]] | None = None) -> dict[int, bytes]:
     scan, samples = prepared(record), {}
     for block in record.sample_blocks:
-        statistics = scan.sample(assemble(scan, block, (present or {}).get(block)))
+        statistics = scan.sample_block(assemble(scan, block, (present or {}).get(block)))
         assert statistics is not None
         samples[block] = statistics
     return samples
@@ -119,17 +121,25 @@ def test_the_calibration_does_not_depend_on_the_order_of_arrival(data: st.DataOb
     arrived: dict[int, bytes] = {}
     for block in arriving:
         arrived[block] = samples[block]
-        thresholds = fit_sample(arrived, CALIBRATED)
-        if thresholds is not None:
+        fitted = fit_sample(arrived, CALIBRATED)
+        if fitted is not None:
             break
-    assert thresholds == fit_sample(samples, CALIBRATED)
-    assert thresholds is not None
+    assert fitted == fit_sample(samples, CALIBRATED)
+    assert fitted is not None
+    thresholds, sample = fitted
+    assert SampleStatistics.from_bytes(sample).frames == thresholds.sample_frames
     assert thresholds.calibrated
     assert thresholds.sample_frames == 2
     assert 30 < thresholds.background < 60
 
 
 FULL_SAMPLES = samples_of(CALIBRATED)
+
+
+def thresholds_from(samples: dict[int, bytes]) -> Thresholds:
+    fitted = fit_sample(samples, CALIBRATED)
+    assert fitted is not None
+    return fitted[0]
 
 
 def test_the_sample_waits_for_its_lowest_block() -> None:
@@ -142,17 +152,11 @@ def test_incomplete_frames_are_no_sample() -> None:
     """The next complete frames take their place, and the number of frames says how many there were."""
     samples = samples_of(CALIBRATED, {2: [0b11, 0b11, 0b01, 0b11]})
     assert fit_sample({2: samples[2]}, CALIBRATED) is None
-    thresholds = fit_sample(samples, CALIBRATED)
-    assert thresholds is not None
-    assert thresholds.sample_frames == 3
+    assert thresholds_from(samples).sample_frames == 3
     nothing = [0] * SECTORS
-    at_last = fit_sample(samples_of(CALIBRATED, dict.fromkeys((2, 3, 4), nothing)), CALIBRATED)
-    assert at_last is not None
-    assert at_last.sample_frames == 2
+    assert thresholds_from(samples_of(CALIBRATED, dict.fromkeys((2, 3, 4), nothing))).sample_frames == 2
     samples = samples_of(CALIBRATED, {2: nothing, 3: [0b11, 0b11, 0b10, 0b11], 4: nothing, 5: nothing})
-    fewer = fit_sample(samples, CALIBRATED)
-    assert fewer is not None
-    assert fewer.sample_frames == 1
+    assert thresholds_from(samples).sample_frames == 1
 
 
 def test_without_a_complete_frame_there_is_no_threshold() -> None:
@@ -172,6 +176,44 @@ def test_dark_and_gain_take_part(tmp_path: Path) -> None:
     scan.set_thresholds(Thresholds(background=24.0, xray=1500.0, calibrated=False))
     scan.count(assemble(scan, 1))
     expected = [count_frame(camera_frame(number), 24.0, 1500.0, dark, gain) for number in range(4, 8)]
+    np.testing.assert_array_equal(scan.take_events().indices, np.concatenate(expected))
+
+
+def test_what_is_added_up_while_counting(tmp_path: Path) -> None:
+    """Sums, centroids and the pixel mask take part; the sums are those of the events."""
+    mask = np.zeros((576, 576), bool)
+    mask[4:300:4, ::3] = True
+    np.save(tmp_path / "mask.npy", mask)
+    counting = CountingParameters(
+        background=BACKGROUND, xray=XRAY, pixel_mask=str(tmp_path / "mask.npy"), centroids=True
+    )
+    record = scan_record(counting=counting, rows=1, columns=4, first_frame=4, last_frame=7)
+    detectors = VirtualDetectors((0.0, 90.0), (100.0, 200.0), center=(250.0, 300.0))
+    scan = ScanReduction.prepare(record, 1, detectors)
+    scan.set_thresholds(THRESHOLDS)
+    scan.count(assemble(scan, 1))
+    events, sums = scan.take_events(), scan.sums
+    expected = [count_frame(camera_frame(number), BACKGROUND, XRAY, pixel_mask=mask) for number in range(4, 8)]
+    np.testing.assert_array_equal(events.indices, np.concatenate(expected))
+    assert events.centroids is not None
+    assert events.centroids.shape == (len(events.indices), 2)
+    assert np.abs(events.centroids).max() > 20
+    np.testing.assert_array_equal(sums.electron_count.ravel(), events.counts)
+    np.testing.assert_array_equal(sums.diffraction_sum.ravel(), np.bincount(events.indices, minlength=576 * 576))
+    for image, inside in zip(sums.annuli, detectors.masks((576, 576), (250.0, 300.0)), strict=True):
+        np.testing.assert_array_equal(image.ravel(), [inside.ravel()[frame].sum() for frame in expected])
+    centers = [np.mean(np.divmod(frame, 576), axis=1) for frame in expected]
+    np.testing.assert_allclose(sums.center_of_mass[0], centers)
+
+
+def test_row_dark_takes_part() -> None:
+    counting = CountingParameters(background=33.0, xray=900.0, row_dark="median", row_dark_level=20.0)
+    scan = prepared(scan_record(counting=counting))
+    scan.set_thresholds(Thresholds(background=33.0, xray=900.0, row_dark_level=20.0, calibrated=False))
+    scan.count(assemble(scan, 1))
+    expected = [
+        count_frame(camera_frame(number), 33.0, 900.0, row_dark="median", row_dark_level=20.0) for number in range(4, 8)
+    ]
     np.testing.assert_array_equal(scan.take_events().indices, np.concatenate(expected))
 
 
