@@ -1,21 +1,26 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Copying of many rows of events from one order into another."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+
+#: What is kept of an event: its pixel, or both halves of its centroid in one piece.
+ctypedef fused Event:
+    uint16_t
+    uint32_t
 
 
 def copy_rows(
-    const uint32_t[::1] source,
+    const Event[::1] source,
     const uint64_t[::1] source_begin,
-    uint32_t[::1] target,
+    Event[::1] target,
     const uint64_t[::1] target_begin,
     const uint32_t[::1] counts,
 ):
     """For each i: ``target[target_begin[i]:][:counts[i]] = source[source_begin[i]:][:counts[i]]``.
 
-    ``source`` and ``target`` must not overlap. Raises ValueError for arrays of unlike lengths, IndexError (and copies
-    nothing) for a row that reaches beyond ``source`` or ``target``.
+    ``source`` and ``target`` have the same dtype, uint16 or uint32, and must not overlap. Raises ValueError for arrays
+    of unlike lengths, IndexError (and copies nothing) for a row that reaches beyond ``source`` or ``target``.
     """
     cdef Py_ssize_t rows = counts.shape[0], i
     cdef uint64_t source_events = source.shape[0], target_events = target.shape[0]
@@ -32,6 +37,6 @@ def copy_rows(
         if not outside:
             for i in range(rows):
                 if counts[i]:
-                    memcpy(&target[target_begin[i]], &source[source_begin[i]], counts[i] * sizeof(uint32_t))
+                    memcpy(&target[target_begin[i]], &source[source_begin[i]], counts[i] * sizeof(Event))
     if outside:
         raise IndexError(f"a row reaches beyond the {source_events} source or {target_events} target events")

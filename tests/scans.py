@@ -3,14 +3,19 @@
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 
-from mpistream.model.dataset_description import DatasetDescription
+from mpistream.model.dataset_description import DatasetDescription, SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.protocol import Encoding
 from mpistream.model.scan import Counters, CountingParameters, ScanRecord, Thresholds
+from mpistream.model.scan_sums import ScanSums
 from mpistream.model.virtual_images import VirtualDetectors
 
 FIRST_FRAME = 1000
+CALIBRATED = CountingParameters()
+#: (row, column) of what the pixel mask of ``describe`` leaves out
+BAD_PIXEL = 3, 570
 Frame = tuple[int, int, int, list[int]]  # position, frame number, missing sectors, events
 
 
@@ -30,7 +35,7 @@ def make_frames(
     return frames
 
 
-def to_events(frames: list[Frame]) -> ElectronEvents:
+def to_events(frames: list[Frame], centroids: bool = False) -> ElectronEvents:
     """The frames in the order given."""
     return ElectronEvents.from_counts(
         np.array([frame[0] for frame in frames], np.uint32),
@@ -38,11 +43,37 @@ def to_events(frames: list[Frame]) -> ElectronEvents:
         np.array([frame[2] for frame in frames], np.uint8),
         np.array([len(frame[3]) for frame in frames], np.uint32),
         np.array([event for frame in frames for event in frame[3]], np.uint32),
+        np.concatenate([np.empty((0, 2), np.int8), *map(centroids_of, frames)]) if centroids else None,
     )
 
 
+def centroids_of(frame: Frame) -> npt.NDArray[np.int8]:
+    """int8[n, 2]: another centroid, row and column, for every event of every frame."""
+    _, number, _, events = frame
+    pixels = np.array(events, np.int64)
+    return np.stack([(pixels * 7 + number) % 255 - 127, (pixels * 3 - number) % 255 - 127], axis=1).astype(np.int8)
+
+
+def to_sums(frames: list[Frame], rows: int, columns: int, detectors: VirtualDetectors) -> ScanSums:
+    """What counting ``frames`` adds up, the slow way; within the detectors where their center is given."""
+    masks = detectors.masks((576, 576), detectors.center) if detectors.center is not None else ()
+    per_position = np.zeros((rows, columns, 3 + len(masks)), np.uint64)
+    pattern = np.zeros((576, 576), np.uint32)
+    for position, _, _, events in frames:
+        for pixel in events:
+            row, column = divmod(pixel, 576)
+            within = [int(mask[row, column]) for mask in masks]
+            per_position[divmod(position, columns)] += np.array([1, row, column, *within], np.uint64)
+            pattern[row, column] += 1
+    return ScanSums(per_position, pattern)
+
+
 def describe(
-    frames: list[Frame], rows: int, columns: int, frame_shape: tuple[int, int] = (576, 576), **changes: object
+    frames: list[Frame],
+    rows: int,
+    columns: int,
+    counting: CountingParameters = CALIBRATED,
+    **changes: object,
 ) -> DatasetDescription:
     scan = ScanRecord(
         uid=UUID(int=0x1234),
@@ -56,7 +87,7 @@ def describe(
         block_frames=8,
         routing_version=1,
         direct=False,
-        counting=CountingParameters(),
+        counting=counting,
         output="scan.h5",
         overwrite=False,
         announced_unix_seconds=1.5e9,
@@ -71,14 +102,22 @@ def describe(
         sectors_rejected=2,
         raw_bytes=3,
     )
+    pixel_mask = np.zeros((576, 576), np.int32)
+    pixel_mask[BAD_PIXEL] = 4
     description = {
         "thresholds": Thresholds(
-            background=21.5, xray=2000.25, calibrated=True, sample_frames=64, statistics={"mean": 7.5, "std_dev": 2.25}
+            background=21.5,
+            xray=2000.25,
+            row_dark_level=counting.row_dark_level,
+            calibrated=True,
+            sample_frames=64,
+            statistics={"mean": 7.5, "std_dev": 2.25},
         ),
-        "dark": np.full(frame_shape, 1.5, np.float32),
+        "dark": np.full((576, 576), 1.5, np.float32),
+        "pixel_mask": pixel_mask,
+        "sample_histogram": SampleHistogram(-2, np.array([3, 0, 2**40], np.uint64)),
         "detectors": VirtualDetectors((0, 100), (100, 250), (280.5, 290.25)),
         "seconds": {"receiving": 1.25},
         "provenance": {"job": {"nodes": 2}},
-        "frame_shape": frame_shape,
     }
     return DatasetDescription(scan=scan, counters=counters, **(description | changes))  # type: ignore[arg-type]

@@ -112,19 +112,23 @@ def print_dataset(dataset: "Dataset") -> None:
     counters, thresholds, provenance = dataset.counters, dataset.thresholds, dataset.provenance
     record, rows, columns = provenance["scan_record"], *dataset.scan_shape
     samples = thresholds["number_of_samples"]
-    references = [name for name in ("dark", "gain") if getattr(dataset, name) is not None]
+    references = [name for name in ("dark", "gain", "pixel_mask") if getattr(dataset, name) is not None]
     print(f"dataset      {dataset.path}")
     print(
         f"scan         {rows} x {columns} positions, {dataset.n_frames} frames of {dataset.frame_shape[0]} x ", end=""
     )
     print(f"{dataset.frame_shape[1]} pixels, camera's number {dataset.scan_number}, uid {dataset.scan_uid}")
-    print(f"electrons    {dataset.n_electrons}")
+    print(f"electrons    {dataset.n_electrons}, centroids: {'in 1/128 pixel' if dataset.has_centroids else 'none'}")
+    origin = f"calibrated from {samples} frames" if thresholds["threshold_calculated"] else "as given"
+    if "thresholds_from" in thresholds:
+        origin = f"from {thresholds['thresholds_from']}"
     print(
         f"thresholds   background {thresholds['background_threshold']:.2f}, "
-        f"x-ray {thresholds['x_ray_threshold']:.2f} ADU, "
-        f"{f'calibrated from {samples} frames' if thresholds['threshold_calculated'] else 'as given'}"
+        f"x-ray {thresholds['x_ray_threshold']:.2f} ADU, {origin}"
     )
-    print(f"references   {', '.join(references) or 'none'}")
+    if "row_dark" in thresholds:
+        print(f"row dark     {thresholds['row_dark']}, level {thresholds['row_dark_level']:.2f} ADU")
+    print(f"references   {', '.join(references).replace('_', ' ') or 'none'}")
     print("counters     " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counters.items()))
     for name in ("bright_field", "annular_dark_field"):
         inner, outer = dataset.image_radii(name)

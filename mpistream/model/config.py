@@ -4,13 +4,23 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mpistream.model.errors import ConfigError
-from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.geometry import FRAME_SHAPE, RECORD_BYTES, SECTORS
 from mpistream.model.protocol import MAX_BLOCK_FRAMES
+from mpistream.model.virtual_images import VirtualDetectors, check_radii
 
 _DESCRIBED = "docs/configuration.md describes every key"
 
@@ -76,6 +86,41 @@ class RanksConfig(_Section):
     parallel_hdf5: bool = Field(default=True, description="false: one rank writes the file for all")
 
 
+def _as_pair(value: Any) -> Any:
+    """TOML has lists only."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{value!r} is not two numbers, as in [80.0, 288.0]")
+    return tuple(value)
+
+
+_Pair = Annotated[tuple[FiniteFloat, FiniteFloat], BeforeValidator(_as_pair)]
+
+
+class DetectorsConfig(_Section):
+    bright_field: _Pair = Field(default=(0.0, 60.0), description="inner and outer radius in pixels")
+    annular_dark_field: _Pair = Field(default=(80.0, 288.0), description="inner and outer radius in pixels")
+    center: _Pair | None = Field(default=None, description="row, column; default: centre of mass of the summed pattern")
+
+    @property
+    def virtual(self) -> VirtualDetectors:
+        return VirtualDetectors(self.bright_field, self.annular_dark_field, self.center)
+
+    @field_validator("bright_field", "annular_dark_field")
+    @classmethod
+    def _outer_beyond_inner(cls, radii: tuple[float, float]) -> tuple[float, float]:
+        check_radii(*radii)
+        return radii
+
+    @model_validator(mode="after")
+    def _detectors_see_something(self) -> Self:
+        if self.center is not None:
+            masks = self.virtual.masks(FRAME_SHAPE, self.center)
+            for mask, (inner, outer) in zip(masks, self.virtual.radii, strict=True):
+                if not mask.any():
+                    raise ValueError(f"no pixel of the frame is {inner:g} to {outer:g} pixels from the center")
+        return self
+
+
 class WatchdogConfig(_Section):
     stall_seconds: float = Field(default=10.0, ge=3, description="a rank silent for so long ends its MPI job")
     assembly_seconds: float = Field(default=900.0, gt=0, description="longest time for gathering and writing")
@@ -88,6 +133,7 @@ class Config(_Section):
     stream: StreamConfig = StreamConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     ranks: RanksConfig = RanksConfig()
+    detectors: DetectorsConfig = DetectorsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
@@ -126,14 +172,14 @@ class Config(_Section):
         lines = [f'deployment = "{self.deployment}"']
         for name, section in self:
             if isinstance(section, _Section):
-                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section)]
+                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section if value is not None)]
         return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 

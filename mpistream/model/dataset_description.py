@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.geometry import FRAME_SHAPE
@@ -12,13 +13,32 @@ from mpistream.model.scan import Counters, ScanRecord, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
 
 
+@dataclass(frozen=True, eq=False)
+class SampleHistogram:
+    """How often each pixel value occurs in the frames from which thresholds were calibrated.
+
+    first_bin   value in ADU at the middle of the first bin; each bin is 1 ADU wide
+    pixels      uint64[n]: pixels in each bin
+    """
+
+    first_bin: int
+    pixels: npt.NDArray[np.uint64]
+
+    @property
+    def values(self) -> npt.NDArray[np.int64]:
+        """int64[n]: the value at the middle of each bin, in ADU."""
+        return self.first_bin + np.arange(len(self.pixels))
+
+
 @dataclass(frozen=True)
 class DatasetDescription:
     """The same on every rank. ``thresholds.statistics`` are best named as stempy names them (mean, std_dev, ...).
 
-    dark, gain    float32[frame rows, frame columns] as used for counting, None where there was none
-    seconds       how long the stages before the writing took
-    provenance    anything else that says where the dataset comes from; values that JSON can hold
+    dark, gain        float32[frame rows, frame columns] as used for counting, None where there was none
+    pixel_mask        [frame rows, frame columns], not 0 where a pixel was left out; None where there was none
+    sample_histogram  of the calibration's sample; None for given thresholds. Only rank 0's counts
+    seconds           how long the stages before the writing took
+    provenance        anything else that says where the dataset comes from; values that JSON can hold
     """
 
     scan: ScanRecord
@@ -27,6 +47,8 @@ class DatasetDescription:
     frame_shape: tuple[int, int] = FRAME_SHAPE
     dark: npt.NDArray[Any] | None = None
     gain: npt.NDArray[Any] | None = None
+    pixel_mask: npt.NDArray[Any] | None = None
+    sample_histogram: SampleHistogram | None = None
     detectors: VirtualDetectors = field(default_factory=VirtualDetectors)
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -34,6 +56,11 @@ class DatasetDescription:
     @property
     def scan_shape(self) -> tuple[int, int]:
         return self.scan.rows, self.scan.columns
+
+    @property
+    def centroids(self) -> bool:
+        """Whether the events have centroids."""
+        return self.scan.counting.centroids
 
 
 @dataclass(frozen=True)

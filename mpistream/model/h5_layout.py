@@ -20,8 +20,10 @@ OFFSETS = f"{EVENTS}/offsets"
 SCAN_POSITION = f"{EVENTS}/scan_position"
 FRAME_NUMBER = f"{EVENTS}/frame_number"
 MISSING_SECTORS = f"{EVENTS}/missing_sectors"
+#: Only where centroids were asked for.
+CENTROIDS = f"{EVENTS}/centroids"
 
-#: dataset name -> dtype, little-endian
+#: name of an array that every dataset has -> dtype, little-endian
 EVENT_DTYPES = {
     INDICES: "<u4",
     OFFSETS: "<u8",
@@ -29,6 +31,7 @@ EVENT_DTYPES = {
     FRAME_NUMBER: "<u8",
     MISSING_SECTORS: "u1",
 }
+CENTROIDS_DTYPE = "i1"
 
 IMAGES = "images"
 BRIGHT_FIELD = f"{IMAGES}/bright_field"
@@ -36,6 +39,8 @@ ANNULAR_DARK_FIELD = f"{IMAGES}/annular_dark_field"
 ELECTRON_COUNT = f"{IMAGES}/electron_count"
 DIFFRACTION_SUM = f"{IMAGES}/diffraction_sum"
 IMAGE_DTYPE = "<u8"
+CENTER_OF_MASS = f"{IMAGES}/center_of_mass"
+CENTER_OF_MASS_DTYPE = "<f8"
 
 #: Attributes of an image: radii and center in pixels of the frame, center as (row, column).
 INNER_RADIUS_ATTRIBUTE = "inner_radius"
@@ -45,8 +50,11 @@ CENTER_ATTRIBUTE = "center"
 REFERENCES = "references"
 DARK = f"{REFERENCES}/dark"
 GAIN = f"{REFERENCES}/gain"
+PIXEL_MASK = f"{REFERENCES}/pixel_mask"
 
 COUNTING = "metadata/electron_counting"
+SAMPLE_HISTOGRAM = f"{COUNTING}/sample_histogram"
+FIRST_BIN_ATTRIBUTE = "first_bin"
 COUNTERS = "metadata/counters"
 PROVENANCE = "metadata/provenance"
 PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"

@@ -15,6 +15,7 @@ from mpistream.model.electron_events import ElectronEvents
 CHUNK_EVENTS = 1 << 22
 
 Image = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,28 @@ class VirtualDetectors:
     center: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for inner, outer in (self.bright_field, self.annular_dark_field):
-            _check_radii(inner, outer)
+        for inner, outer in self.radii:
+            check_radii(inner, outer)
+
+    @property
+    def radii(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Inner and outer radius of the bright field and of the annular dark field, in this order."""
+        return self.bright_field, self.annular_dark_field
+
+    def masks(self, frame_shape: tuple[int, int], center: tuple[float, float]) -> tuple[Mask, ...]:
+        """The pixels of the bright field and of the annular dark field around ``center``: bool[rows, columns] each."""
+        return tuple(annulus_mask(frame_shape, inner, outer, center) for inner, outer in self.radii)
 
 
 def annulus_mask(
     frame_shape: tuple[int, int], inner: float, outer: float, center: tuple[float, float] | None = None
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """bool[rows, columns]: pixels with ``inner <= distance from center < outer`` (as in stempy), so rings add up.
 
     ``center`` (row, column) is the middle of the frame by default: 287.5, 287.5 of 576 x 576. Raises ValueError for
     radii that enclose nothing.
     """
-    _check_radii(inner, outer)
+    check_radii(inner, outer)
     rows, columns = frame_shape
     center_row, center_column = center if center is not None else ((rows - 1) / 2, (columns - 1) / 2)
     row, column = np.ogrid[:rows, :columns]
@@ -49,7 +59,8 @@ def annulus_mask(
     return np.asarray((squared >= inner**2) & (squared < outer**2))
 
 
-def _check_radii(inner: float, outer: float) -> None:
+def check_radii(inner: float, outer: float) -> None:
+    """Raises ValueError for radii that enclose nothing."""
     if not 0 <= inner < outer:
         raise ValueError(f"radii {inner:g} to {outer:g}: the inner one must be 0 or more, the outer one larger")
 
@@ -70,7 +81,7 @@ def frame_runs(offsets: npt.NDArray[np.uint64], events: int = CHUNK_EVENTS) -> I
         first = last
 
 
-def frame_sums(events: ElectronEvents, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+def frame_sums(events: ElectronEvents, mask: Mask) -> npt.NDArray[np.uint32]:
     """uint32[n_frames]: electrons of each frame on the pixels of ``mask`` bool[frame rows, frame columns]."""
     flat_mask = np.ascontiguousarray(mask).ravel()
     sums = np.zeros(len(events), np.uint32)
@@ -91,7 +102,7 @@ def sum_over_positions(
     return image.reshape(scan_shape)
 
 
-def virtual_image(events: ElectronEvents, mask: npt.NDArray[np.bool_], scan_shape: tuple[int, int]) -> Image:
+def virtual_image(events: ElectronEvents, mask: Mask, scan_shape: tuple[int, int]) -> Image:
     """uint64[rows, columns]: electrons on ``mask`` at each scan position."""
     return sum_over_positions(events.scan_position, frame_sums(events, mask), scan_shape)
 

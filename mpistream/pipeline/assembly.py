@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from mpistream.model.agreement import agreed
 from mpistream.model.config import Config
-from mpistream.model.dataset_description import DatasetDescription, WriteReport
+from mpistream.model.dataset_description import DatasetDescription, SampleHistogram, WriteReport
 from mpistream.model.electron_events import Slab
 from mpistream.model.errors import ScanFailed
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
@@ -21,13 +21,19 @@ from mpistream.storage.writer import write_dataset
 def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> Slab:
     """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there."""
     check_arrivals(comm, scan)
-    positions = scan.record.scan_shape.positions
-    return gather_slab(comm, scan.reduction.take_events(), positions, config.ranks.gather_round_bytes)
+    record = scan.record
+    return gather_slab(
+        comm,
+        scan.reduction.take_events(),
+        record.scan_shape.positions,
+        config.ranks.gather_round_bytes,
+        record.counting.centroids,
+    )
 
 
 def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, job: str) -> ScanSummary:
     """Collective: the slabs become the dataset. Raises StorageError, the same on every rank."""
-    record, reduction = scan.record, scan.reduction
+    record, reduction, sample = scan.record, scan.reduction, scan.reduction.sample
     last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX)
     seconds = {**_stream_seconds(comm, scan), "gather": time.time() - last_block}
     counters = count_totals(comm, slab, scan)
@@ -37,12 +43,16 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
         counters,
         dark=reduction.dark,
         gain=reduction.gain,
+        pixel_mask=reduction.pixel_mask,
+        sample_histogram=SampleHistogram(sample.first_bin, sample.histogram) if sample is not None else None,
+        detectors=config.detectors.virtual,
         seconds=seconds,
         provenance={"job": job, "mpi_ranks": comm.size},
     )
     report = write_dataset(
         comm,
         slab,
+        reduction.sums,
         description,
         record.output,
         record.overwrite,

@@ -4,6 +4,7 @@
       |  sort by (scan position, frame number); cut the positions into one contiguous range per rank
       |  exchange 17 bytes per frame: now every rank knows what it gets from whom
       |  exchange the events in rounds: each pair of ranks sends the frames that begin in its next share of bytes
+      |  (first all pixel indices; then all centroids in the same way, where a scan has them)
     rank that writes       frames in the order of the dataset
 
 Both sides of a pair derive the rounds from the same counts, so none is negotiated.
@@ -23,7 +24,9 @@ from mpistream.model.errors import MpistreamError, ScanFailed
 #: What is known of a frame besides its events; packed, since it travels.
 FRAME_HEAD = np.dtype([("position", "<u4"), ("frame", "<u8"), ("count", "<u4"), ("missing", "u1")])
 FRAME_ADDRESS = np.dtype([("frame", "<u8"), ("position", "<u4")])
-EVENT_BYTES = 4
+INDEX_BYTES = 4
+#: A centroid's row and column travel in one piece.
+CENTROID = np.dtype(np.uint16)
 
 FAILURE = "the counted frames cannot be gathered"
 REMEDY = "use more nodes: a rank holds what it counted and what it will write"
@@ -34,21 +37,30 @@ MAX_LOAD_BINS = 1 << 16
 Integers = npt.NDArray[np.int64]
 
 
-def gather_slab(comm: MPI.Comm, events: ElectronEvents, positions: int, round_bytes: int = 256 * 2**20) -> Slab:
+def gather_slab(
+    comm: MPI.Comm,
+    events: ElectronEvents,
+    positions: int,
+    round_bytes: int = 256 * 2**20,
+    centroids: bool = False,
+) -> Slab:
     """Collective: this rank's slab of the dataset, from the frames that this rank counted, in any order.
 
-    ``positions`` is the number of scan positions. A rank sends and receives about ``round_bytes`` (below 2**31) at a
+    ``positions`` is the number of scan positions; ``centroids`` says whether the scan's events have them, the same on
+    every rank: a rank without events cannot know. A rank sends and receives about ``round_bytes`` (below 2**31) at a
     time, at least one frame per pair of ranks. Ranges of positions are chosen for equal bytes per rank. Raises
     ScanFailed, the same on every rank, for inconsistent arrays or a frame number that occurs twice.
     """
     with agreed(comm, ScanFailed, FAILURE):
         if not 1 <= round_bytes < 2**31:
             raise ScanFailed(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
+        events = events.with_centroids(centroids)
         events.validate(positions)
         order = np.lexsort((events.frame_number, events.scan_position))
         heads = _heads(events, order)
     _refuse_duplicates(comm, heads, round_bytes)
-    bounds = _range_bounds(comm, heads, positions)
+    event_bytes = INDEX_BYTES + CENTROID.itemsize * centroids
+    bounds = _range_bounds(comm, heads, positions, event_bytes)
     frames_to = np.diff(np.searchsorted(heads["position"], bounds))
     received, frames_from = _exchange_rows(comm, heads, frames_to, round_bytes)
 
@@ -56,23 +68,32 @@ def gather_slab(comm: MPI.Comm, events: ElectronEvents, positions: int, round_by
         final_order = np.lexsort((received["frame"], received["position"]))
         sorted_heads = received[final_order]
         offsets = offsets_from_counts(sorted_heads["count"])
-        sending = _Rows(events.indices, events.offsets[:-1][order], heads["count"], frames_to)
+        sending = _Rows(events.offsets[:-1][order], heads["count"], frames_to)
         target_begin = np.empty(len(received), np.uint64)
         target_begin[final_order] = offsets[:-1]
-        receiving = _Rows(np.empty(int(offsets[-1]), np.uint32), target_begin, received["count"], frames_from)
-    _exchange_events(comm, sending, receiving, round_bytes)
+        receiving = _Rows(target_begin, received["count"], frames_from)
+    indices = _exchange_events(comm, sending, events.indices, receiving, round_bytes)
+    slab_centroids = None
+    if events.centroids is not None:
+        pairs = _exchange_events(comm, sending, _as_pairs(events.centroids), receiving, round_bytes)
+        slab_centroids = pairs.view(np.int8).reshape(-1, 2)
 
     slab_events = ElectronEvents(
         sorted_heads["position"].copy(),
         sorted_heads["frame"].copy(),
         sorted_heads["missing"].copy(),
         offsets,
-        receiving.indices,
+        indices,
+        slab_centroids,
     )
     sizes = comm.allgather((len(slab_events), len(slab_events.indices)))
     frames_before, events_before = (sum(column) for column in zip((0, 0), *sizes[: comm.rank], strict=True))
     total_frames, total_events = (sum(column) for column in zip(*sizes, strict=True))
     return Slab(slab_events, frames_before, events_before, total_frames, total_events)
+
+
+def _as_pairs(centroids: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(centroids).reshape(-1).view(CENTROID)
 
 
 def _heads(events: ElectronEvents, order: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
@@ -84,12 +105,12 @@ def _heads(events: ElectronEvents, order: npt.NDArray[np.intp]) -> npt.NDArray[n
     return heads
 
 
-def _range_bounds(comm: MPI.Comm, heads: npt.NDArray[np.void], positions: int) -> Integers:
+def _range_bounds(comm: MPI.Comm, heads: npt.NDArray[np.void], positions: int, event_bytes: int) -> Integers:
     """int64[size+1]: rank r writes positions bounds[r] to bounds[r+1]-1. Exact integers, so alike on all ranks."""
     bins = min(positions, MAX_LOAD_BINS)
     bin_of_frame = heads["position"].astype(np.int64) * bins // positions
     # bincount adds in float64, which is exact below 2**53 bytes
-    load = np.bincount(bin_of_frame, heads["count"] * float(EVENT_BYTES) + FRAME_HEAD.itemsize, bins).astype(np.int64)
+    load = np.bincount(bin_of_frame, heads["count"] * float(event_bytes) + FRAME_HEAD.itemsize, bins).astype(np.int64)
     comm.Allreduce(MPI.IN_PLACE, load, op=MPI.SUM)
     load_before = np.concatenate(([0], np.cumsum(load)))
     shares = [int(load_before[-1]) * rank // comm.size for rank in range(comm.size)]
@@ -148,20 +169,19 @@ def _part(rows: npt.NDArray[np.void], per_rank: Integers, number: int, share: in
 
 
 class _Rows:
-    """Frames grouped by the rank they go to or come from, and where each one's events lie in ``indices``."""
+    """Frames grouped by the rank they go to or come from, and where each one's events begin in this rank's array."""
 
     def __init__(
-        self,
-        indices: npt.NDArray[np.uint32],
-        begin: npt.NDArray[np.uint64],
-        counts: npt.NDArray[np.uint32],
-        frames_per_rank: Integers,
+        self, begin: npt.NDArray[np.uint64], counts: npt.NDArray[np.uint32], frames_per_rank: Integers
     ) -> None:
-        self.indices = indices
         self.begin = begin
         self.counts = np.ascontiguousarray(counts)
         self.group_first = np.concatenate(([0], np.cumsum(frames_per_rank)))
         self.events_before = offsets_from_counts(self.counts).astype(np.int64)
+
+    @property
+    def events(self) -> int:
+        return int(self.events_before[-1])
 
     def cuts(self, share: int) -> list[Integers]:
         """Per rank the first frames of its rounds: a frame belongs to the round in whose ``share`` it begins."""
@@ -180,30 +200,34 @@ class _Rows:
         return frames, self.events_before[end] - self.events_before[first]
 
 
-def _exchange_events(comm: MPI.Comm, sending: _Rows, receiving: _Rows, round_bytes: int) -> None:
-    share = max(1, round_bytes // (comm.size * EVENT_BYTES))
+def _exchange_events(
+    comm: MPI.Comm, sending: _Rows, values: npt.NDArray[Any], receiving: _Rows, round_bytes: int
+) -> npt.NDArray[Any]:
+    """Collective: ``values``, one per event of the rows sent, become those of the rows received."""
+    with agreed(comm, ScanFailed, FAILURE, REMEDY):
+        received = np.empty(receiving.events, values.dtype)
+    share = max(1, round_bytes // (comm.size * values.itemsize))
     send_cuts, receive_cuts = sending.cuts(share), receiving.cuts(share)
     rounds = comm.allreduce(max(len(cut) - 1 for cut in send_cuts), op=MPI.MAX)
     for number in range(rounds):
         send_frames, send_counts = sending.round(send_cuts, number)
         receive_frames, receive_counts = receiving.round(receive_cuts, number)
         with agreed(comm, ScanFailed, FAILURE, REMEDY):
-            _check_round(int(send_counts.sum()), int(receive_counts.sum()))
-            outgoing = np.empty(int(send_counts.sum()), np.uint32)
-            incoming = np.empty(int(receive_counts.sum()), np.uint32)
+            _check_round(values.itemsize * max(int(send_counts.sum()), int(receive_counts.sum())))
+            outgoing = np.empty(int(send_counts.sum()), values.dtype)
+            incoming = np.empty(int(receive_counts.sum()), values.dtype)
             counts = sending.counts[send_frames]
-            copy_rows(sending.indices, sending.begin[send_frames], outgoing, offsets_from_counts(counts)[:-1], counts)
+            copy_rows(values, sending.begin[send_frames], outgoing, offsets_from_counts(counts)[:-1], counts)
         comm.Alltoallv(
-            [outgoing, (send_counts, np.cumsum(send_counts) - send_counts), MPI.UINT32_T],
-            [incoming, (receive_counts, np.cumsum(receive_counts) - receive_counts), MPI.UINT32_T],
+            [outgoing, (send_counts, np.cumsum(send_counts) - send_counts)],
+            [incoming, (receive_counts, np.cumsum(receive_counts) - receive_counts)],
         )
         counts = receiving.counts[receive_frames]
-        copy_rows(
-            incoming, offsets_from_counts(counts)[:-1], receiving.indices, receiving.begin[receive_frames], counts
-        )
+        copy_rows(incoming, offsets_from_counts(counts)[:-1], received, receiving.begin[receive_frames], counts)
+    return received
 
 
-def _check_round(*events: int) -> None:
+def _check_round(round_bytes: int) -> None:
     # only more than 1600 ranks that all send a full frame of electrons at a time come here
-    if max(events) * EVENT_BYTES >= 2**31:
+    if round_bytes >= 2**31:
         raise MpistreamError("a round of events is larger than MPI can count", "lower ranks.gather_round_bytes")

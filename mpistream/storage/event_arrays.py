@@ -4,6 +4,7 @@ Every transfer is bounded in bytes and its success agreed between the ranks befo
 """
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,25 +29,45 @@ REMEDY = "free space in the folder or choose another one, then repeat the scan"
 
 
 @dataclass(frozen=True)
+class _Array:
+    """One of the arrays in the file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
 class _Piece:
-    """Part of one rank's share of one dataset: rows ``first_row`` to ``first_row + len(values)``; may be empty."""
+    """Part of one rank's share of one array: rows ``first_row`` to ``first_row + len(values)``; may be empty.
+
+    ``first_byte`` is where it begins within the array in the file.
+    """
 
     name: str
     first_row: int
+    first_byte: int
     values: npt.NDArray[Any]
 
 
-def event_bytes(frames: int, events: int) -> int:
-    """Size in bytes of the five arrays of a dataset."""
-    return sum(np.dtype(dtype).itemsize * _rows(name, frames, events) for name, dtype in layout.EVENT_DTYPES.items())
+def _arrays(frames: int, events: int, centroids: bool) -> dict[str, _Array]:
+    rows = {layout.INDICES: events, layout.OFFSETS: frames + 1}
+    arrays = {name: _Array(np.dtype(dtype), (rows.get(name, frames),)) for name, dtype in layout.EVENT_DTYPES.items()}
+    if centroids:
+        arrays[layout.CENTROIDS] = _Array(np.dtype(layout.CENTROIDS_DTYPE), (events, 2))
+    return arrays
 
 
-def _rows(name: str, frames: int, events: int) -> int:
-    return {layout.INDICES: events, layout.OFFSETS: frames + 1}.get(name, frames)
+def event_bytes(frames: int, events: int, centroids: bool) -> int:
+    """Size in bytes of the event arrays of a dataset."""
+    return sum(array.row_bytes * array.shape[0] for array in _arrays(frames, events, centroids).values())
 
 
-def create_event_arrays(path: Path, frames: int, events: int) -> dict[str, int]:
-    """A new file with the five arrays, contiguous, their space laid out but not written. Replaces ``path``.
+def create_event_arrays(path: Path, frames: int, events: int, centroids: bool) -> dict[str, int]:
+    """A new file with the event arrays, contiguous, their space laid out but not written. Replaces ``path``.
 
     One rank does this without MPI: then no rank has metadata to flush when all have the file open, and nothing
     about it must be done by all ranks alike. Returns the address in the file, in bytes, of each array that is not
@@ -54,14 +75,14 @@ def create_event_arrays(path: Path, frames: int, events: int) -> dict[str, int]:
     """
     addresses = {}
     with hdf5_on_disk(path, "w") as (file, _):
-        for name, dtype in layout.EVENT_DTYPES.items():
+        for name, array in _arrays(frames, events, centroids).items():
             creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             creation.set_layout(h5py.h5d.CONTIGUOUS)
             creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             group, _, leaf = name.rpartition("/")
-            space = h5py.h5s.create_simple((_rows(name, frames, events),))
-            kind = h5py.h5t.py_create(np.dtype(dtype))
+            space = h5py.h5s.create_simple(array.shape)
+            kind = h5py.h5t.py_create(array.dtype)
             dataset = h5py.h5d.create(file.require_group(group).id, leaf.encode(), kind, space, dcpl=creation)
             if (address := dataset.get_offset()) is not None:
                 addresses[name] = int(address)
@@ -81,15 +102,20 @@ def _pieces(comm: MPI.Comm, slab: Slab, round_bytes: int) -> Iterator[_Piece]:
             layout.FRAME_NUMBER: (slab.first_frame, events.frame_number),
             layout.MISSING_SECTORS: (slab.first_frame, events.missing_sectors),
         }
+        if events.centroids is not None:
+            shares[layout.CENTROIDS] = slab.first_event, events.centroids
+        arrays = _arrays(slab.total_frames, slab.total_events, events.centroids is not None)
         shares = {
-            name: (first_row, np.ascontiguousarray(values, layout.EVENT_DTYPES[name]))
+            name: (first_row, np.ascontiguousarray(values, arrays[name].dtype))
             for name, (first_row, values) in shares.items()
         }
     for name, (first_row, values) in shares.items():
-        rows = max(1, round_bytes // values.itemsize)
+        row_bytes = arrays[name].row_bytes
+        rows = max(1, round_bytes // row_bytes)
         rounds = comm.allreduce(-(-len(values) // rows), op=MPI.MAX)
         for begin in range(0, rounds * rows, rows):
-            yield _Piece(name, first_row + begin, values[begin : begin + rows])
+            row = first_row + begin
+            yield _Piece(name, row, row * row_bytes, values[begin : begin + rows])
 
 
 def write_by_all(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int, collective: bool) -> str:
@@ -126,9 +152,9 @@ def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID) -> None:
     """One transfer; an empty piece takes part with an empty selection, as a collective one must."""
     dataset = file[piece.name].id
     in_file = dataset.get_space()
-    in_memory = h5py.h5s.create_simple((len(piece.values),))
+    in_memory = h5py.h5s.create_simple(piece.values.shape)
     if len(piece.values):
-        in_file.select_hyperslab((piece.first_row,), (len(piece.values),))
+        in_file.select_hyperslab((piece.first_row, *[0] * (piece.values.ndim - 1)), piece.values.shape)
     else:
         in_file.select_none()
         in_memory.select_none()
@@ -162,20 +188,21 @@ def write_by_rank_zero(comm: MPI.Comm, path: Path, addresses: dict[str, int], sl
 
 def _write_all_pieces(comm: MPI.Comm, descriptor: int | None, address: int, own: _Piece) -> None:
     """Collective: rank 0 (which has the file) writes its own piece, then that of each other rank."""
-    shares = comm.gather((own.first_row, len(own.values)))
+    own_bytes = own.values.reshape(-1).view(np.uint8)
+    shares = comm.gather((own.first_byte, len(own_bytes)))
     if shares is None or descriptor is None:
-        comm.Send([own.values.view(np.uint8), MPI.BYTE], dest=0)
+        comm.Send([own_bytes, MPI.BYTE], dest=0)
         return
     failure: OSError | None = None
-    for source, (first_row, rows) in enumerate(shares):
-        values = own.values
+    for source, (first_byte, count) in enumerate(shares):
+        values = own_bytes
         if source:
-            values = np.empty(rows, own.values.dtype)
-            comm.Recv([values.view(np.uint8), MPI.BYTE], source=source)
+            values = np.empty(count, np.uint8)
+            comm.Recv([values, MPI.BYTE], source=source)
         # after a failure the other ranks' pieces are still received: they are being sent
-        if rows and failure is None:
+        if count and failure is None:
             try:
-                write_fully(descriptor, values.view(np.uint8).data, address + first_row * values.itemsize)
+                write_fully(descriptor, values.data, address + first_byte)
             except OSError as error:
                 failure = error
     if failure is not None:
@@ -188,10 +215,12 @@ def compare_with_file(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) 
     try:
         with agreed(comm, StorageError, FAILURE, REMEDY):
             file = h5py.File(path, "r", locking=False)
-            for name in layout.EVENT_DTYPES:
-                expected = _rows(name, slab.total_frames, slab.total_events)
-                if file[name].shape != (expected,):
-                    raise StorageError(f"{path}: {name} has shape {file[name].shape} instead of ({expected},)", REMEDY)
+            centroids = slab.events.centroids is not None
+            for name, array in _arrays(slab.total_frames, slab.total_events, centroids).items():
+                if file[name].shape != array.shape:
+                    raise StorageError(
+                        f"{path}: {name} has the shape {file[name].shape} instead of {array.shape}", REMEDY
+                    )
             if file[layout.OFFSETS][-1] != slab.total_events:
                 raise StorageError(f"{path}: the offsets end with {file[layout.OFFSETS][-1]}", REMEDY)
         for piece in _pieces(comm, slab, round_bytes):

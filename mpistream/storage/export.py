@@ -66,7 +66,7 @@ def _write_frames(frames: h5py.Dataset, disk: DiskFile, dataset: Dataset) -> Non
         rows.fill(np.empty(0, np.uint32))
         first_frame, end_frame = np.searchsorted(slots, [first, first + len(rows)])
         begins = dataset.offsets[first_frame : end_frame + 1].astype(np.int64)
-        chunk = dataset.run(first_frame, end_frame).indices
+        chunk = dataset.run(first_frame, end_frame, centroids=False).indices
         for slot, begin, end in zip(slots[first_frame:end_frame] - first, begins, begins[1:], strict=False):
             rows[slot] = chunk[begin - begins[0] : end - begins[0]]
         _write_rows(frames, first, rows)

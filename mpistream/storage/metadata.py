@@ -15,30 +15,9 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from mpistream.model import h5_layout as layout
-from mpistream.model.agreement import agreed
 from mpistream.model.dataset_description import DatasetDescription
-from mpistream.model.electron_events import Slab
-from mpistream.model.errors import StorageError
-from mpistream.model.virtual_images import (
-    Image,
-    annulus_mask,
-    center_of_mass,
-    diffraction_sum,
-    sum_over_positions,
-    virtual_image,
-)
 from mpistream.storage.disk_file import hdf5_on_disk
-
-
-@dataclass(frozen=True)
-class ReducedImages:
-    """Sums over all ranks: over the scan uint64[rows, columns], the pattern uint64[frame rows, frame columns]."""
-
-    bright_field: Image
-    annular_dark_field: Image
-    electron_count: Image
-    diffraction_sum: Image
-    center: tuple[float, float]
+from mpistream.storage.images import ReducedImages, image_bytes
 
 
 @dataclass(frozen=True)
@@ -50,29 +29,12 @@ class WritingFacts:
     seconds: Mapping[str, float]
 
 
-def reduce_images(comm: MPI.Comm, slab: Slab, description: DatasetDescription) -> ReducedImages | None:
-    """Collective: the images of the whole scan on rank 0, None elsewhere. Raises StorageError on every rank."""
-    events, detectors = slab.events, description.detectors
-    with agreed(comm, StorageError, "the virtual images cannot be computed"):
-        pattern = diffraction_sum(events.indices, description.frame_shape)
-    comm.Allreduce(MPI.IN_PLACE, pattern, op=MPI.SUM)
-    center = detectors.center if detectors.center is not None else center_of_mass(pattern)
-    with agreed(comm, StorageError, "the virtual images cannot be computed"):
-        bright, dark = (
-            virtual_image(events, annulus_mask(description.frame_shape, *radii, center), description.scan_shape)
-            for radii in (detectors.bright_field, detectors.annular_dark_field)
-        )
-        count = sum_over_positions(events.scan_position, events.counts, description.scan_shape)
-    for image in (bright, dark, count):
-        comm.Reduce(MPI.IN_PLACE if comm.rank == 0 else image, image if comm.rank == 0 else None, op=MPI.SUM)
-    return ReducedImages(bright, dark, count, pattern, center) if comm.rank == 0 else None
-
-
 def metadata_bytes(description: DatasetDescription) -> int:
     """About how many bytes ``write_metadata`` adds to the file."""
-    positions = description.scan_shape[0] * description.scan_shape[1]
-    references = [array.nbytes for array in (description.dark, description.gain) if array is not None]
-    return 3 * 8 * positions + 8 * int(np.prod(description.frame_shape)) + sum(references) + 2**20
+    references = sum(array.nbytes for array in (description.dark, description.gain) if array is not None)
+    mask = description.pixel_mask.size if description.pixel_mask is not None else 0
+    histogram = description.sample_histogram.pixels.nbytes if description.sample_histogram is not None else 0
+    return image_bytes(description) + references + mask + histogram + 2**20
 
 
 def write_metadata(path: Path, description: DatasetDescription, images: ReducedImages, facts: WritingFacts) -> None:
@@ -86,9 +48,7 @@ def write_metadata(path: Path, description: DatasetDescription, images: ReducedI
         file.attrs[layout.SCAN_UID_ATTRIBUTE] = str(scan.uid)
         file.attrs[layout.SCAN_NUMBER_ATTRIBUTE] = scan.scan_number
         _write_images(file, description, images)
-        for name, reference in ((layout.DARK, description.dark), (layout.GAIN, description.gain)):
-            if reference is not None:
-                file.create_dataset(name, data=reference)
+        _write_references(file, description)
         _write_counting(file, description)
         _write_attributes(file.require_group(layout.COUNTERS), description.counters.model_dump())
         _write_provenance(file, description, facts)
@@ -102,15 +62,29 @@ def _write_images(file: h5py.File, description: DatasetDescription, images: Redu
         (layout.ELECTRON_COUNT, images.electron_count, (0.0, np.inf)),
         (layout.DIFFRACTION_SUM, images.diffraction_sum, None),
     ):
-        dataset = file.create_dataset(name, data=image.astype(layout.IMAGE_DTYPE, copy=False))
+        dataset = file.create_dataset(name, data=np.ascontiguousarray(image, layout.IMAGE_DTYPE))
         dataset.attrs[layout.CENTER_ATTRIBUTE] = images.center
         if radii is not None:
             dataset.attrs[layout.INNER_RADIUS_ATTRIBUTE], dataset.attrs[layout.OUTER_RADIUS_ATTRIBUTE] = radii
+    file.create_dataset(layout.CENTER_OF_MASS, data=images.center_of_mass, dtype=layout.CENTER_OF_MASS_DTYPE)
+
+
+def _write_references(file: h5py.File, description: DatasetDescription) -> None:
+    for name, reference in ((layout.DARK, description.dark), (layout.GAIN, description.gain)):
+        if reference is not None:
+            file.create_dataset(name, data=reference)
+    if description.pixel_mask is not None:
+        file.create_dataset(layout.PIXEL_MASK, data=(description.pixel_mask != 0).astype(np.uint8))
 
 
 def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
-    """The thresholds under the names that stempy's users know."""
+    """The thresholds under the names that stempy's users know, and the histogram that they were fitted to."""
     thresholds, parameters = description.thresholds, description.scan.counting
+    only_if_used = {
+        "row_dark": parameters.row_dark,
+        "row_dark_level": thresholds.row_dark_level,
+        "thresholds_from": parameters.thresholds_from,
+    }
     group = file.require_group(layout.COUNTING)
     _write_attributes(
         group,
@@ -122,8 +96,12 @@ def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
             "number_of_samples": thresholds.sample_frames,
             "background_threshold_n_sigma": parameters.background_sigmas,
             "x_ray_threshold_n_sigma": parameters.xray_sigmas,
+            **{name: value for name, value in only_if_used.items() if value is not None},
         },
     )
+    if description.sample_histogram is not None:
+        histogram = file.create_dataset(layout.SAMPLE_HISTOGRAM, data=description.sample_histogram.pixels)
+        histogram.attrs[layout.FIRST_BIN_ATTRIBUTE] = description.sample_histogram.first_bin
 
 
 def _write_provenance(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:

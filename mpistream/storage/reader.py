@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model import h5_layout as layout
+from mpistream.model.dataset_description import SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
@@ -79,6 +80,8 @@ def _check_format(file: h5py.File, path: Path) -> None:
         raise damaged
     if arrays[layout.OFFSETS][0] != 0 or arrays[layout.OFFSETS][-1] != rows[layout.INDICES]:
         raise damaged
+    if layout.CENTROIDS in file and getattr(file[layout.CENTROIDS], "shape", None) != (rows[layout.INDICES], 2):
+        raise damaged
 
 
 class Dataset:
@@ -97,6 +100,7 @@ class Dataset:
         self.scan_number = int(file.attrs[layout.SCAN_NUMBER_ATTRIBUTE])
         self.n_frames: int = file[layout.FRAME_NUMBER].shape[0]
         self.n_electrons: int = file[layout.INDICES].shape[0]
+        self.has_centroids: bool = layout.CENTROIDS in file
 
     def close(self) -> None:
         self._file.close()
@@ -144,8 +148,11 @@ class Dataset:
         """All frames and events, in memory."""
         return self.run(0, self.n_frames)
 
-    def run(self, first: int, end: int) -> ElectronEvents:
-        """Frames ``first`` to ``end - 1`` (0 <= first <= end <= n_frames), for working through a scan in parts."""
+    def run(self, first: int, end: int, centroids: bool = True) -> ElectronEvents:
+        """Frames ``first`` to ``end - 1`` (0 <= first <= end <= n_frames), for working through a scan in parts.
+
+        Centroids, where there are any, are read too, unless ``centroids`` is False.
+        """
         begin, stop = int(self.offsets[first]), int(self.offsets[end])
         return ElectronEvents(
             self.scan_position[first:end],
@@ -153,6 +160,7 @@ class Dataset:
             self.missing_sectors[first:end],
             self.offsets[first : end + 1] - np.uint64(begin),
             self._file[layout.INDICES][begin:stop],
+            self._file[layout.CENTROIDS][begin:stop] if centroids and self.has_centroids else None,
         )
 
     def frame(self, index: int) -> npt.NDArray[np.uint32]:
@@ -160,10 +168,27 @@ class Dataset:
 
         Raises IndexError; negative indices count from the end.
         """
+        return self._single(index, centroids=False).indices
+
+    def frame_centroids(self, index: int) -> npt.NDArray[np.int8] | None:
+        """int8[n, 2]: (row, column) from the middle of each electron's pixel to where it hit, in 1/128 pixel.
+
+        None in a dataset without centroids. Raises IndexError.
+        """
+        return self._single(index).centroids
+
+    def frame_coordinates(self, index: int) -> npt.NDArray[np.float64]:
+        """float64[n, 2]: (row, column) where each electron of a frame hit; whole numbers are the middles of pixels.
+
+        In a dataset without centroids all numbers are whole. Raises IndexError.
+        """
+        return self._single(index).coordinates(self.frame_shape[1])
+
+    def _single(self, index: int, centroids: bool = True) -> ElectronEvents:
         if not -self.n_frames <= index < self.n_frames:
             raise IndexError(f"frame {index} of {self.n_frames}")
         index %= self.n_frames
-        return np.asarray(self._file[layout.INDICES][int(self.offsets[index]) : int(self.offsets[index + 1])])
+        return self.run(index, index + 1, centroids)
 
     def dense_frame(self, index: int) -> npt.NDArray[np.uint8]:
         """uint8[frame rows, frame columns]: 1 where there was an electron."""
@@ -189,14 +214,15 @@ class Dataset:
         mask = annulus_mask(self.frame_shape, inner, outer, center if center is not None else self.center)
         image = np.zeros(self.scan_shape, np.uint64)
         for frames in frame_runs(self.offsets):
-            image += virtual_image(self.run(frames.start, frames.stop), mask, self.scan_shape)
+            image += virtual_image(self.run(frames.start, frames.stop, centroids=False), mask, self.scan_shape)
         return image
 
     def diffraction_sum(self) -> Image:
         """uint64[frame rows, frame columns]: electrons on each pixel in all frames, counted from the events."""
         pattern = np.zeros(self.frame_shape, np.uint64)
         for frames in frame_runs(self.offsets):
-            pattern += diffraction_sum(self.run(frames.start, frames.stop).indices, self.frame_shape)
+            run = self.run(frames.start, frames.stop, centroids=False)
+            pattern += diffraction_sum(run.indices, self.frame_shape)
         return pattern
 
     @property
@@ -206,8 +232,10 @@ class Dataset:
         return float(row), float(column)
 
     @cached_property
-    def images(self) -> dict[str, Image]:
-        """The stored images: bright_field, annular_dark_field, electron_count over the scan, diffraction_sum."""
+    def images(self) -> dict[str, npt.NDArray[Any]]:
+        """The stored images: bright_field, annular_dark_field, electron_count and center_of_mass (row, column; NaN
+        where there are no electrons) over the scan; diffraction_sum.
+        """
         return {name: dataset[:] for name, dataset in self._file[layout.IMAGES].items()}
 
     def image_radii(self, name: str) -> tuple[float, float]:
@@ -224,6 +252,19 @@ class Dataset:
     def gain(self) -> npt.NDArray[Any] | None:
         """The gain reference that was divided by, (frame rows, frame columns), if any."""
         return self._file[layout.GAIN][:] if layout.GAIN in self._file else None
+
+    @property
+    def pixel_mask(self) -> npt.NDArray[np.bool_] | None:
+        """bool[frame rows, frame columns]: the pixels that were left out; None where there was no mask."""
+        return self._file[layout.PIXEL_MASK][:] != 0 if layout.PIXEL_MASK in self._file else None
+
+    @property
+    def sample_histogram(self) -> SampleHistogram | None:
+        """The pixel values from which the thresholds were calibrated; None where they were given."""
+        if layout.SAMPLE_HISTOGRAM not in self._file:
+            return None
+        histogram = self._file[layout.SAMPLE_HISTOGRAM]
+        return SampleHistogram(int(histogram.attrs[layout.FIRST_BIN_ATTRIBUTE]), histogram[:])
 
     @cached_property
     def counters(self) -> dict[str, int]:
@@ -267,7 +308,7 @@ class Dataset:
         slots, per_position = self.frame_slots()
         rows = np.empty(self.scan_shape[0] * self.scan_shape[1] * per_position, object)
         rows.fill(np.empty(0, np.uint32))
-        indices, offsets = self.events.indices, self.offsets.tolist()
+        indices, offsets = self.run(0, self.n_frames, centroids=False).indices, self.offsets.tolist()
         for frame, slot in enumerate(slots.tolist()):
             rows[slot] = indices[offsets[frame] : offsets[frame + 1]]
         return SparseArray(

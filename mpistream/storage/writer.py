@@ -25,6 +25,7 @@ from mpistream.model.agreement import agreed
 from mpistream.model.dataset_description import DatasetDescription, WriteReport
 from mpistream.model.electron_events import Slab
 from mpistream.model.errors import StorageError
+from mpistream.model.scan_sums import ScanSums
 from mpistream.storage.event_arrays import (
     FAILURE,
     REMEDY,
@@ -34,7 +35,8 @@ from mpistream.storage.event_arrays import (
     write_by_all,
     write_by_rank_zero,
 )
-from mpistream.storage.metadata import ReducedImages, WritingFacts, metadata_bytes, reduce_images, write_metadata
+from mpistream.storage.images import ReducedImages, reduce_images
+from mpistream.storage.metadata import WritingFacts, metadata_bytes, write_metadata
 from mpistream.storage.placement import (
     check_target,
     flush_to_disk,
@@ -55,6 +57,7 @@ Result = TypeVar("Result")
 def write_dataset(
     comm: MPI.Comm,
     slab: Slab,
+    sums: ScanSums,
     description: DatasetDescription,
     path: str | Path,
     overwrite: bool = False,
@@ -66,6 +69,7 @@ def write_dataset(
 ) -> WriteReport:
     """Collective: the slabs of all ranks become the dataset ``path`` (rank 0's is taken), complete or not at all.
 
+    sums         of the frames that this rank counted, which need not be those of its slab
     tag          distinguishes writers of the same dataset, for instance by epoch; the scan's uid by default
     round_bytes  most bytes per rank and transfer, below 2**31
     parallel     False: rank 0 writes for all, as it does with a warning where h5py has no parallel HDF5
@@ -80,16 +84,21 @@ def write_dataset(
     partial = partial_path(target, tag)
     # one rank without parallel HDF5 decides for all
     in_parallel = parallel and not comm.allreduce(int(not h5py.get_config().mpi))
-    size = event_bytes(slab.total_frames, slab.total_events)
-    images = reduce_images(comm, slab, description)
+    size = event_bytes(slab.total_frames, slab.total_events, description.centroids)
+    images = reduce_images(comm, slab, sums, description)
     with agreed(comm, StorageError, FAILURE, REMEDY):
+        if (slab.events.centroids is not None) != description.centroids:
+            raise ValueError("the slab's centroids are not as the scan's record has it")
         if not 1 <= round_bytes < 2**31:
             raise StorageError(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
         if comm.rank == 0:
             check_target(target, overwrite, size + metadata_bytes(description))
     writing_started = time.perf_counter()
     try:
-        addresses = _on_rank_zero(comm, lambda: create_event_arrays(partial, slab.total_frames, slab.total_events))
+        addresses = _on_rank_zero(
+            comm,
+            lambda: create_event_arrays(partial, slab.total_frames, slab.total_events, description.centroids),
+        )
         reserved = _on_rank_zero(comm, lambda: reserve_space(partial))
         if in_parallel:
             merged = reserved if collective is None else collective

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,8 @@ from mpi4py import MPI
 
 from mpistream.model.electron_events import ElectronEvents, Slab
 from mpistream.model.errors import StorageError
+from mpistream.model.scan_sums import ScanSums
+from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.event_arrays import compare_with_file
 from mpistream.storage.reader import open_dataset
@@ -32,8 +35,8 @@ EVENTS_PER_FRAME = 1000
 ROUND_BYTES = 16384
 
 
-def make_slab(comm: MPI.Comm) -> Slab:
-    """8 MB of events in all."""
+def make_slab(comm: MPI.Comm) -> tuple[Slab, ScanSums]:
+    """8 MB of events in all, on the first pixels of every frame."""
     mine = np.arange(comm.rank, ROWS * COLUMNS, comm.size)
     events = ElectronEvents.from_counts(
         mine.astype(np.uint32),
@@ -42,13 +45,19 @@ def make_slab(comm: MPI.Comm) -> Slab:
         np.full(len(mine), EVENTS_PER_FRAME, np.uint32),
         np.tile(np.arange(EVENTS_PER_FRAME, dtype=np.uint32), len(mine)),
     )
-    return gather_slab(comm, events, ROWS * COLUMNS)
+    pattern = np.zeros((576, 576), np.uint32)
+    pattern.ravel()[:EVENTS_PER_FRAME] = len(mine)
+    sums = ScanSums.zeros((ROWS, COLUMNS), 0, pattern)
+    moments = np.sum(np.divmod(np.arange(EVENTS_PER_FRAME), 576), axis=1)
+    sums.add_frames(events.scan_position, events.counts, np.tile(moments, (len(mine), 1)), np.empty((len(mine), 0)))
+    return gather_slab(comm, events, ROWS * COLUMNS), sums
 
 
 class Case:
-    def __init__(self, comm: MPI.Comm, slab: Slab, folder: Path, parallel: bool) -> None:
-        self.comm, self.slab, self.folder, self.parallel = comm, slab, folder, parallel
+    def __init__(self, comm: MPI.Comm, slab: Slab, sums: ScanSums, folder: Path, parallel: bool) -> None:
+        self.comm, self.slab, self.sums, self.folder, self.parallel = comm, slab, sums, folder, parallel
         self.round_bytes = ROUND_BYTES
+        self.detectors = VirtualDetectors()
         #: as the writer decides, but where a rank's transfer itself is made to fail: that needs separate transfers
         self.collective: bool | None = None
 
@@ -56,7 +65,8 @@ class Case:
         write_dataset(
             self.comm,
             self.slab,
-            describe([], ROWS, COLUMNS),
+            self.sums,
+            describe([], ROWS, COLUMNS, detectors=self.detectors),
             path,
             overwrite,
             round_bytes=self.round_bytes,
@@ -140,6 +150,25 @@ def check_requests(case: Case) -> None:
     assert target.stat().st_ino != before.st_ino
 
 
+def check_sums(case: Case) -> None:
+    """The last rank's sums do not fit the others', or not its events."""
+    target, is_last = case.folder / "sums.h5", case.comm.rank == case.comm.size - 1
+    right, detectors = case.sums, case.detectors
+    if is_last:
+        case.sums = replace(right, diffraction_sum=right.diffraction_sum + np.eye(576, dtype=np.uint32))
+    events = ROWS * COLUMNS * EVENTS_PER_FRAME
+    case.fails(target, f"{events} electrons were counted, but {events} on scan positions, {events + 576} on pixels")
+    if case.comm.size > 1:
+        if is_last:
+            case.sums, case.detectors = right, VirtualDetectors(bright_field=(0, 61))
+        case.fails(target, "configurations describe different detectors")
+        if is_last:
+            case.sums = ScanSums.zeros((ROWS, COLUMNS), 2, right.diffraction_sum)
+            case.detectors = detectors
+        case.fails(target, "configurations describe different detectors")
+    case.sums, case.detectors = right, detectors
+
+
 def check_failing_rank(case: Case, bad_rank: int) -> None:
     target = case.folder / f"limited-{bad_rank}-{case.round_bytes}.h5"
     case.collective = False
@@ -189,13 +218,14 @@ def check_comparison(case: Case) -> None:
 def main() -> None:
     folder, unwritable, small = sys.argv[1:4]
     comm = MPI.COMM_WORLD.Dup()
-    slab = make_slab(comm)
+    slab, sums = make_slab(comm)
     for parallel in (True, False):
-        case = Case(comm, slab, Path(folder) / f"parallel-{parallel}", parallel)
+        case = Case(comm, slab, sums, Path(folder) / f"parallel-{parallel}", parallel)
         if comm.rank == 0:
             case.folder.mkdir()
         comm.Barrier()
         check_requests(case)
+        check_sums(case)
         for case.round_bytes in (2**26, ROUND_BYTES):
             for bad_rank in range(comm.size if parallel else 1):
                 check_failing_rank(case, bad_rank)
@@ -205,7 +235,7 @@ def main() -> None:
         if small != "-":
             check_full_disk(case, Path(small) / "scan.h5")
             case.succeeds(Path(small) / "scan.h5")
-            case.fails(Path(small) / "second.h5", "needs 13.1 MB, ")
+            case.fails(Path(small) / "second.h5", "needs 13.5 MB, ")
             if comm.rank == 0:
                 (Path(small) / "scan.h5").unlink()
     comm.Free()

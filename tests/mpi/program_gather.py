@@ -1,6 +1,7 @@
 """Gathers scans in many distributions and compares with a plain sort. Runs on any number of ranks."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 from mpi4py import MPI
@@ -26,16 +27,27 @@ def distributions(frames: list[Frame], size: int) -> dict[str, list[int]]:
     }
 
 
-def check_gather(comm: MPI.Comm, frames: list[Frame], owners: list[int], round_bytes: int) -> None:
-    expected = to_events(sorted(frames))
-    own = to_events([frame for frame, owner in zip(frames, owners, strict=True) if owner == comm.rank])
-    slab = gather_slab(comm, own, ROWS * COLUMNS, round_bytes)
+def check_gather(
+    comm: MPI.Comm, frames: list[Frame], owners: list[int], round_bytes: int, centroids: bool = False
+) -> None:
+    expected = to_events(sorted(frames), centroids)
+    own_frames = [frame for frame, owner in zip(frames, owners, strict=True) if owner == comm.rank]
+    # a rank that counted nothing does not know what its events would have had
+    own = to_events(own_frames, centroids) if own_frames else ElectronEvents.empty()
+    slab = gather_slab(comm, own, ROWS * COLUMNS, round_bytes, centroids)
     assert (slab.total_frames, slab.total_events) == (len(expected), len(expected.indices))
     share = expected[slab.first_frame : slab.first_frame + len(slab.events)]
     for name in ("scan_position", "frame_number", "missing_sectors", "offsets", "indices"):
         gathered = getattr(slab.events, name)
         assert gathered.dtype == getattr(share, name).dtype
         np.testing.assert_array_equal(gathered, getattr(share, name), name)
+    if expected.centroids is None:
+        assert slab.events.centroids is None
+    else:
+        own_centroids = expected.centroids[slab.first_event :][: len(slab.events.indices)]
+        assert slab.events.centroids is not None
+        assert slab.events.centroids.dtype == np.int8
+        np.testing.assert_array_equal(slab.events.centroids, own_centroids)
     assert slab.first_event == expected.offsets[slab.first_frame]
     # the slabs follow one another without gap, and no position is shared between ranks
     slabs = comm.allgather((slab.first_frame, len(slab.events), set(slab.events.scan_position.tolist())))
@@ -61,10 +73,10 @@ def check_balance(comm: MPI.Comm) -> None:
     assert abs(len(slab.events.indices) - fair) < 0.1 * fair, (len(slab.events.indices), fair)
 
 
-def raised(comm: MPI.Comm, events: ElectronEvents, round_bytes: int = 2**20) -> str:
+def raised(comm: MPI.Comm, events: ElectronEvents, round_bytes: int = 2**20, centroids: bool = False) -> str:
     """The message with which gathering failed: the same on every rank."""
     try:
-        gather_slab(comm, events, ROWS * COLUMNS, round_bytes)
+        gather_slab(comm, events, ROWS * COLUMNS, round_bytes, centroids)
     except ScanFailed as error:
         messages = comm.allgather(str(error))
         assert len(set(messages)) == 1, messages
@@ -90,6 +102,11 @@ def check_errors(comm: MPI.Comm) -> None:
     torn = ElectronEvents(good.scan_position, good.frame_number, good.missing_sectors, good.offsets, good.indices[:1])
     assert "offsets that do not rise from 0 to the 1 events" in raised(comm, torn if is_last else good)
     assert "2147483648" in raised(comm, good, 2**31)
+    with_centroids = to_events([(0, comm.rank, 0, [5, 6])], centroids=True)
+    assert "2 events without centroids" in raised(comm, good if is_last else with_centroids, centroids=True)
+    assert "2 events with centroids" in raised(comm, with_centroids if is_last else good)
+    torn = replace(with_centroids, centroids=np.zeros((3, 2), np.int8))
+    assert "centroids of the shape (3, 2)" in raised(comm, torn if is_last else with_centroids, centroids=True)
 
 
 def main() -> None:
@@ -100,9 +117,13 @@ def main() -> None:
         for owners in distributions(frames, comm.size).values():
             for round_bytes in (1, 100, 5000, 2**28):
                 check_gather(comm, frames, owners, round_bytes)
+            for round_bytes in (1, 1000, 2**28):
+                check_gather(comm, frames, owners, round_bytes, centroids=True)
     one_position: list[Frame] = [(50, number, 0, [number]) for number in range(20)]
     check_gather(comm, one_position, [number % comm.size for number in range(20)], 64)
-    check_gather(comm, [], [], 1000)
+    for centroids in (True, False):
+        check_gather(comm, [], [], 1000, centroids)
+        check_gather(comm, [(9, 4, 0, [])], [0], 1000, centroids)
     check_balance(comm)
     check_errors(comm)
     # an error leaves the communicator as it was

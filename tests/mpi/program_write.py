@@ -1,12 +1,19 @@
-"""Writes the scan of ``scan_frames`` to a path: ``program_write PATH MODE ROUND_BYTES FRAMES``."""
+"""Writes the scan of ``scan_frames``: ``program_write PATH MODE ROUND_BYTES FRAMES [VARIANT]``.
 
+VARIANT is a JSON object: ``counting`` (counting parameters), ``center`` of the detectors (null: that of the pattern),
+``bare`` (true: without what a dataset need not have).
+"""
+
+import json
 import sys
+from dataclasses import replace
 
 from mpi4py import MPI
 
+from mpistream.model.scan import CountingParameters
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.writer import write_dataset
-from tests.scans import Frame, describe, make_frames, to_events
+from tests.scans import Frame, describe, make_frames, to_events, to_sums
 
 ROWS, COLUMNS = 9, 5
 
@@ -18,13 +25,22 @@ def scan_frames(frames_at_most: int) -> list[Frame]:
 def main() -> None:
     comm = MPI.COMM_WORLD.Dup()
     path, mode, round_bytes, frames_at_most = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    variant = json.loads(sys.argv[5]) if len(sys.argv) > 5 else {}
     frames = scan_frames(frames_at_most)
-    own = to_events([frame for frame in frames if frame[1] % comm.size == comm.rank])
-    slab = gather_slab(comm, own, ROWS * COLUMNS, round_bytes)
+    description = describe(frames, ROWS, COLUMNS, CountingParameters(**variant.get("counting", {})))
+    if "center" in variant:
+        center = tuple(variant["center"]) if variant["center"] else None
+        description = replace(description, detectors=replace(description.detectors, center=center))
+    if variant.get("bare"):
+        description = replace(description, dark=None, pixel_mask=None, sample_histogram=None)
+    own_frames = [frame for frame in frames if frame[1] % comm.size == comm.rank]
+    own = to_events(own_frames, description.centroids)
+    slab = gather_slab(comm, own, ROWS * COLUMNS, round_bytes, description.centroids)
     report = write_dataset(
         comm,
         slab,
-        describe(frames, ROWS, COLUMNS),
+        to_sums(own_frames, ROWS, COLUMNS, description.detectors),
+        description,
         path,
         round_bytes=round_bytes,
         parallel=mode != "serial",

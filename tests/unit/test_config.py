@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.virtual_images import VirtualDetectors
 
 
 @pytest.fixture
@@ -78,6 +79,14 @@ def test_a_file_changes_only_what_it_names(load) -> None:
         ("[ranks]\ngather_round_bytes = 1048575", ["ranks.gather_round_bytes", "1048576"]),
         ("[aggregator]\ndata_port = 65536", ["aggregator.data_port"]),
         ("[stream]\nblock_frames = 65", ["stream.block_frames", "64"]),
+        ("[detectors]\nbright_field = 60", ["detectors.bright_field", "60 is not two numbers"]),
+        ("[detectors]\nbright_field = [60]", ["detectors.bright_field", "[60] is not two numbers"]),
+        ("[detectors]\nbright_field = [60, 0]", ["detectors.bright_field", "radii 60 to 0"]),
+        ("[detectors]\nannular_dark_field = [-1, 9]", ["detectors.annular_dark_field", "radii -1 to 9"]),
+        ("[detectors]\nannular_dark_field = [80, inf]", ["detectors.annular_dark_field", "inf"]),
+        ("[detectors]\ncenter = [280, '290']", ["detectors.center", "'290'"]),
+        ("[detectors]\ncenter = [280, nan]", ["detectors.center", "nan"]),
+        ("[detectors]\ncenter = [2800, 290]", ["detectors", "no pixel", "0 to 60 pixels"]),
         ("etcd = 5", ["etcd"]),
         ("deployment = 'a/b'", ["deployment", "'a/b'"]),
     ],
@@ -94,6 +103,14 @@ def test_a_window_that_holds_less_than_two_blocks_is_too_small(load) -> None:
     with pytest.raises(ConfigError, match=rf"stream: window_bytes must be at least {least}"):
         load(f"[stream]\nwindow_bytes = {least - 1}")
     assert load(f"[stream]\nwindow_bytes = {least}").stream.producer_blocks(block_frames=8) == 2
+
+
+def test_detectors(load) -> None:
+    assert Config().detectors.virtual == VirtualDetectors((0, 60), (80, 288), None)
+    text = "[detectors]\nbright_field = [0, 33.5]\nannular_dark_field = [40, 100]\ncenter = [280.25, 291]\n"
+    config = load(text)
+    assert config.detectors.virtual == VirtualDetectors((0, 33.5), (40, 100), (280.25, 291))
+    assert load(config.to_toml()) == config
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

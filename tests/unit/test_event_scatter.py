@@ -3,17 +3,18 @@ import pytest
 from mpistream._ext.event_scatter import copy_rows
 
 
-def copied(source_begin, target_begin, counts, target_events=10):
-    source, target = np.arange(100, 110, dtype=np.uint32), np.zeros(target_events, np.uint32)
+def copied(source_begin, target_begin, counts, target_events=10, dtype=np.uint32):
+    source, target = np.arange(100, 110, dtype=dtype), np.zeros(target_events, dtype)
     begins = np.array(source_begin, np.uint64), np.array(target_begin, np.uint64)
     copy_rows(source, begins[0], target, begins[1], np.array(counts, np.uint32))
     return target.tolist()
 
 
-def test_rows_go_where_they_belong():
-    assert copied([4, 0, 10], [0, 7, 10], [2, 3, 0]) == [104, 105, 0, 0, 0, 0, 0, 100, 101, 102]
-    assert copied([], [], []) == [0] * 10
-    assert copied([0], [0], [0], target_events=0) == []
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_rows_go_where_they_belong(dtype):
+    assert copied([4, 0, 10], [0, 7, 10], [2, 3, 0], dtype=dtype) == [104, 105, 0, 0, 0, 0, 0, 100, 101, 102]
+    assert copied([], [], [], dtype=dtype) == [0] * 10
+    assert copied([0], [0], [0], target_events=0, dtype=dtype) == []
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,11 @@ def test_rows_outside_are_refused(source_begin, target_begin, count):
 def test_unlike_lengths_are_refused():
     with pytest.raises(ValueError, match="2 counts for 1 and 2 beginnings"):
         copied([0], [0, 1], [1, 1])
+
+
+def test_other_types_of_values_are_refused():
+    ends, counts = np.zeros(1, np.uint64), np.ones(1, np.uint32)
+    with pytest.raises(ValueError, match="mismatch"):
+        copy_rows(np.zeros(1, np.uint32), ends, np.zeros(1, np.uint16), ends, counts)
+    with pytest.raises(TypeError):
+        copy_rows(np.zeros(1, np.int8), ends, np.zeros(1, np.int8), ends, counts)

@@ -6,13 +6,14 @@ import h5py
 import numpy as np
 import pytest
 
+from mpistream.cli.report import print_dataset
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import annulus_mask, diffraction_sum, virtual_image
 from mpistream.storage.picture import save_overview
 from mpistream.storage.reader import open_dataset
 from tests.mpi.launcher import run_mpi
 from tests.mpi.program_write import COLUMNS, ROWS, scan_frames
-from tests.scans import to_events
+from tests.scans import centroids_of, to_events
 
 FRAMES = sorted(scan_frames(2))
 
@@ -94,6 +95,63 @@ def test_all_events(dataset):
     expected = to_events(FRAMES)
     for name in ("scan_position", "frame_number", "missing_sectors", "offsets", "indices"):
         np.testing.assert_array_equal(getattr(dataset.events, name), getattr(expected, name), name)
+
+
+@pytest.fixture(scope="module")
+def path_with_centroids(tmp_path_factory):
+    path = tmp_path_factory.mktemp("centroids") / "scan.h5"
+    run_mpi(2, "tests.mpi.program_write", path, "parallel", 2**20, 2, '{"counting": {"centroids": true}}')
+    return path
+
+
+def test_centroids_of_every_frame(path_with_centroids):
+    with open_dataset(path_with_centroids) as dataset:
+        assert dataset.has_centroids
+        for index, frame in enumerate(FRAMES):
+            centroids, coordinates = dataset.frame_centroids(index), dataset.frame_coordinates(index)
+            assert (centroids.dtype, coordinates.dtype) == (np.int8, np.float64)
+            assert centroids.tolist() == centroids_of(frame).tolist()
+            pixels = np.stack(np.divmod(np.array(frame[3], int), 576), axis=1)
+            assert coordinates.tolist() == (pixels + centroids_of(frame).astype(float) / 128).tolist()
+        assert dataset.frame_coordinates(-1).tolist() == coordinates.tolist()
+        events = to_events(FRAMES, centroids=True)
+        np.testing.assert_array_equal(dataset.events.centroids, events.centroids)
+        np.testing.assert_array_equal(dataset.run(5, 20).centroids, events[5:20].centroids)
+        assert dataset.run(5, 20, centroids=False).centroids is None
+        for read in (dataset.frame_centroids, dataset.frame_coordinates):
+            with pytest.raises(IndexError, match="frame"):
+                read(len(FRAMES))
+
+
+def test_coordinates_without_centroids_are_those_of_pixels(dataset):
+    assert not dataset.has_centroids
+    for index, (_, _, _, pixels) in enumerate(FRAMES):
+        assert dataset.frame_centroids(index) is None
+        assert dataset.frame_coordinates(index).tolist() == [list(divmod(pixel, 576)) for pixel in pixels]
+    assert dataset.events.centroids is None
+
+
+@pytest.mark.parametrize("damage", ["short", "flat", "group"])
+def test_centroids_that_do_not_fit(path_with_centroids, tmp_path, damage):
+    copy = shutil.copy(path_with_centroids, tmp_path / "copy.h5")
+    with h5py.File(copy, "r+") as file:
+        centroids = file["electron_events/centroids"][:]
+        del file["electron_events/centroids"]
+        if damage == "group":
+            file.create_group("electron_events/centroids")
+        else:
+            file["electron_events/centroids"] = centroids[:-1] if damage == "short" else centroids[:, 0]
+    with pytest.raises(StorageError, match="damaged"):
+        open_dataset(copy)
+
+
+def test_info_tells_of_centroids_and_references(path, path_with_centroids, capsys):
+    for one, told in ((path, "centroids: none"), (path_with_centroids, "centroids: in 1/128 pixel")):
+        with open_dataset(one) as dataset:
+            print_dataset(dataset)
+        text = capsys.readouterr().out
+        assert told in text
+        assert "references   dark, pixel mask" in text
 
 
 def test_a_scan_without_frames(tmp_path):
