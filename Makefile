@@ -15,8 +15,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 KERNELS := $(wildcard ext/*.pyx ext/*.h)
+FUZZER := build/fuzz_counting
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= $(shell date +%s)
+SANITIZERS := address,undefined,float-cast-overflow
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint fuzz format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -34,6 +38,14 @@ lint: setup ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: setup $(FUZZER) ## random frames through the kernel under sanitizers, for FUZZ_SECONDS (60); FUZZ_SEED repeats a run
+	$(FUZZER) $(FUZZ_SEED) 1000000000 $(FUZZ_SECONDS)
+
+$(FUZZER): $(wildcard tests/fuzz/*.[ch] ext/*.h)
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all \
+	    -Wall -Wextra -Iext tests/fuzz/fuzz_counting.c -o $@ -lm
 
 format: setup ## rewrites the sources as ruff wants them
 	$(BIN)/ruff check --fix .

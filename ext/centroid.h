@@ -17,12 +17,14 @@ static inline double nearest_even(double value)
 static inline int8_t centroid_offset(double before, double centre, double after)
 {
     double charge = before + centre + after;
-    /* infinite where a product with the inverse gain overflows */
-    return (int8_t)(charge > 0 && charge < __builtin_inf() ? nearest_even((after - before) / charge * CENTROID_STEPS) : 0);
+
+    if (!(charge > 0 && charge < __builtin_inf())) /* infinite where a product with the inverse gain overflows */
+        return 0;
+    return (int8_t)nearest_even((after - before) / charge * CENTROID_STEPS);
 }
 
-/* (row, column) offset of the electron at (row, column) in steps of 1 / CENTROID_STEPS pixel: each from the three pixels
- * in line, over the lowest of the 3 x 3. Pixels that are not there, and x-rays, carry no charge.
+/* (row, column) offset of the electron at (row, column) in steps of 1 / CENTROID_STEPS pixel: each from the three
+ * pixels in line, over the lowest of the 3 x 3. Pixels that are not there, and x-rays, carry no charge.
  */
 static void find_centroid(const struct frame_rows *frame, const struct counting *plan, int row, int column,
                           int8_t offset[2])

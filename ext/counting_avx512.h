@@ -14,7 +14,6 @@ TARGET INLINE int NAME(any_above)(const struct frame_rows *frame, const pixel *r
     __mmask32 own = frame->own[group];
     __m512i pixels = _mm512_maskz_loadu_epi16(own, row + group * GROUP - 1);
 
-    (void)columns;
     return _mm512_mask_cmpgt_epu16_mask(own, pixels, _mm512_set1_epi16((short)background)) != 0;
 }
 
@@ -25,7 +24,6 @@ TARGET INLINE int NAME(any_reaches)(const struct frame_rows *frame, const pixel 
     __mmask32 own = frame->own[group];
     __m512i pixels = _mm512_maskz_loadu_epi16(own, row + group * GROUP - 1);
 
-    (void)columns;
     return _mm512_mask_cmpge_epu16_mask(own, pixels, _mm512_maskz_loadu_epi16(own, least + group * GROUP - 1)) != 0;
 }
 
@@ -46,15 +44,15 @@ TARGET INLINE __m512i NAME(load_pixels)(const struct frame_row *row, int first, 
 /* Lane i of the result is lane i - 1, or i + 1, of the argument. */
 TARGET INLINE __m512i NAME(from_left)(__m512i v)
 {
-    const __m512i lane = _mm512_set_epi16(30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11,
-                                          10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0);
+    const __m512i lane = _mm512_set_epi16(30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12,
+                                          11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0);
     return _mm512_permutexvar_epi16(lane, v);
 }
 
 TARGET INLINE __m512i NAME(from_right)(__m512i v)
 {
-    const __m512i lane = _mm512_set_epi16(31, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13,
-                                          12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1);
+    const __m512i lane = _mm512_set_epi16(31, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14,
+                                          13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1);
     return _mm512_permutexvar_epi16(lane, v);
 }
 
@@ -72,7 +70,6 @@ TARGET INLINE uint32_t NAME(raw_maxima)(const struct frame_rows *frame, const st
     __m512i column_maxima = _mm512_max_epu16(beyond, here);
     __m512i most = _mm512_set1_epi16((short)last);
 
-    (void)plan;
     if (__builtin_expect(_mm512_cmpgt_epu16_mask(column_maxima, most) != 0, 0)) {
         above = _mm512_maskz_mov_epi16(_mm512_cmple_epu16_mask(above, most), above);
         here = _mm512_maskz_mov_epi16(_mm512_cmple_epu16_mask(here, most), here);

@@ -48,8 +48,8 @@ struct counting {
 /* Which corrections there are. */
 enum { HAS_DARK = 1, HAS_ROW_DARK = 2, HAS_GAIN = 4, HAS_KEEP = 8 };
 
-/* A row and its corrections. Pointers lead to zeros beyond the frame, where the row's sector is missing, and where there
- * is no such correction.
+/* A row and its corrections. Pointers lead to zeros beyond the frame, where the row's sector is missing, and where
+ * there is no such correction.
  */
 struct frame_row {
     const pixel *raw;
@@ -169,6 +169,18 @@ static void begin_frame(struct frame_rows *frame, const struct counting *plan, c
             row->keep = plan->keep ? plan->keep + first : zeros.keep;
         }
     }
+}
+
+/* The largest raw value that is not above the background, which is not negative. */
+static inline uint16_t noise_of(const struct counting *plan)
+{
+    return (uint16_t)(plan->background < 65535 ? plan->background : 65535);
+}
+
+/* The largest raw value that is no x-ray. */
+static inline uint16_t last_of(const struct counting *plan)
+{
+    return (uint16_t)(plan->xray <= 65535 ? __builtin_ceilf(plan->xray) - 1 : 65535);
 }
 
 /* Puts one row together from sectors side by side. */

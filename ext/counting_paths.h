@@ -78,8 +78,7 @@ TARGET static uint32_t NAME(find_in_half_rows)(const struct frame_rows *frame, c
 TARGET INLINE uint32_t NAME(compare)(const struct frame_rows *frame, const struct counting *plan, int first, int end,
                                      uint32_t n, int corrections)
 {
-    const uint16_t background = (uint16_t)(plan->background < 65535 ? plan->background : 65535);
-    const uint16_t last = (uint16_t)(plan->xray <= 65535 ? __builtin_ceilf(plan->xray) - 1 : 65535);
+    const uint16_t background = noise_of(plan), last = last_of(plan);
     const uint32_t columns = (uint32_t)plan->columns;
     uint32_t *candidates = frame->candidates, *found = frame->found, kept = 0;
     /* The next band is on its way from memory while this one is compared. */
@@ -112,7 +111,7 @@ TARGET static uint32_t *NAME(count_band)(const struct frame_rows *frame, const s
     else if (corrections & ~HAS_KEEP)
         kept = NAME(find_corrected)(frame, plan, first, end);
     else
-        kept = NAME(find_raw)(frame, plan, first, end, (uint16_t)(plan->background < 65535 ? plan->background : 65535));
+        kept = NAME(find_raw)(frame, plan, first, end, noise_of(plan));
     switch (corrections) {
     case 0:
         kept = NAME(compare)(frame, plan, first, end, kept, 0);
@@ -135,7 +134,7 @@ TARGET static uint32_t *NAME(count_band)(const struct frame_rows *frame, const s
     return indices;
 }
 
-/* Writes the electrons of one frame, ascending, and their centroids unless `centroids` is NULL; returns their number. */
+/* Writes the electrons of one frame, ascending, and their centroids unless that is NULL; returns their number. */
 TARGET static uint32_t NAME(count_frame)(struct frame_rows *frame, const struct counting *plan, const uint64_t *sectors,
                                          uint32_t *indices, int8_t (*centroids)[2])
 {

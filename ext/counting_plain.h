@@ -14,7 +14,6 @@ TARGET INLINE int NAME(any_above)(const struct frame_rows *frame, const pixel *r
     int first = group * GROUP, length = columns - first;
     uint16_t any = 0;
 
-    (void)frame;
     row += first;
     if (length >= GROUP) {
         for (int i = 0; i < GROUP; i++)
@@ -33,7 +32,6 @@ TARGET INLINE int NAME(any_reaches)(const struct frame_rows *frame, const pixel 
     int first = group * GROUP, length = columns - first;
     uint16_t any = 0;
 
-    (void)frame;
     row += first;
     least += first;
     if (length >= GROUP) {

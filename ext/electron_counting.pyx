@@ -173,9 +173,11 @@ cdef class BlockCounter:
         cdef int8_t *frame_centroids
         if sector_addresses.shape[1] != self.plan.sectors:
             raise ValueError(f"{sector_addresses.shape[1]} addresses per frame, for {self.plan.sectors} sectors")
-        if indices.shape[0] < most or (centroids is not None and (centroids.shape[0] < most or centroids.shape[1] != 2)):
+        if centroids is not None and (centroids.shape[0] < most or centroids.shape[1] != 2):
             raise ValueError("the output arrays are too small for the block")
-        if counts.shape[0] < n_frames or moments.shape[0] < n_frames or moments.shape[1] != 2:
+        if indices.shape[0] < most or counts.shape[0] < n_frames:
+            raise ValueError("the output arrays are too small for the block")
+        if moments.shape[0] < n_frames or moments.shape[1] != 2:
             raise ValueError("the output arrays are too small for the block")
         if on_annuli.shape[0] < n_frames or on_annuli.shape[1] != self.sums.annuli:
             raise ValueError("the output arrays are too small for the block")

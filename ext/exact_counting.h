@@ -1,6 +1,6 @@
 /* Counting by the definition, pixel after pixel. Needed where the short cuts of the other paths do not hold: with a
- * negative background a pixel set to 0 can be the maximum of negative neighbours, and where a row is spread over sectors
- * only part of it may be missing.
+ * negative background a pixel set to 0 can be the maximum of negative neighbours, and where a row is spread over
+ * sectors only part of it may be missing.
  */
 #ifndef MPISTREAM_EXACT_COUNTING_H
 #define MPISTREAM_EXACT_COUNTING_H

@@ -40,6 +40,8 @@ class _Group(click.Group):
         "info": "mpistream.cli.data",
         "show": "mpistream.cli.data",
         "export": "mpistream.cli.data",
+        "dark": "mpistream.cli.references",
+        "calibrate": "mpistream.cli.references",
         "produce": "mpistream.cli.processes",
         "aggregate": "mpistream.cli.processes",
         "consume": "mpistream.cli.processes",

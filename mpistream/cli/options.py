@@ -1,5 +1,6 @@
 """Options that several commands share, defined once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,35 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="Configuration file (TOML) that all processes share."
 )
+
+
+def _file(path: str, metavar: str, help_text: str) -> Callable[[Command], Command]:
+    return click.option(path, type=click.Path(path_type=Path), metavar=metavar, help=help_text)
+
+
+_REFERENCES = [
+    _file("--dark", "FILE.npy", "Dark reference to subtract: see mpistream dark."),
+    _file("--gain", "FILE.npy", "Gain reference, divides."),
+    _file("--pixel-mask", "FILE.npy", "Bad pixels, not 0 in the mask: never electrons, nor in the way of any."),
+    click.option(
+        "--row-dark",
+        type=click.Choice(["mean", "median"]),
+        help="Instead of a dark reference: bring the mean or median of every half row to the same level.",
+    ),
+]
+
+_CALIBRATION = [
+    click.option("--sample-frames", type=click.IntRange(1), help="Complete frames to calibrate from.  [default: 64]"),
+    click.option("--background-sigmas", type=float, help="Calibration: sigmas above the fitted mean.  [default: 4.5]"),
+    click.option("--xray-sigmas", type=float, help="Calibration: standard deviations above the mean.  [default: 175]"),
+]
+
+
+def calibration_options(command: Command) -> Command:
+    """What pixel values are to be, and how thresholds are found."""
+    for option in reversed(_REFERENCES + _CALIBRATION):
+        command = option(command)
+    return command
 
 
 def scan_options(command: Command) -> Command:
@@ -39,17 +69,13 @@ def scan_options(command: Command) -> Command:
             "are calibrated from the first frames.",
         ),
         click.option("--xray", type=float, help="Pixels from this value (ADU) on are x-rays, not electrons."),
+        _file("--thresholds", "FILE", "Take the thresholds of an earlier dataset, or of mpistream calibrate."),
+        *_CALIBRATION,
+        *_REFERENCES,
         click.option(
-            "--sample-frames", type=click.IntRange(1), help="Complete frames to calibrate from.  [default: 64]"
+            "--row-dark-level", type=float, help="With --row-dark and given thresholds: the pedestal's mean (ADU)."
         ),
-        click.option(
-            "--background-sigmas", type=float, help="Calibration: sigmas above the fitted mean.  [default: 4.5]"
-        ),
-        click.option(
-            "--xray-sigmas", type=float, help="Calibration: standard deviations above the mean.  [default: 175]"
-        ),
-        click.option("--dark", type=click.Path(path_type=Path), metavar="FILE.npy", help="Dark reference to subtract."),
-        click.option("--gain", type=click.Path(path_type=Path), metavar="FILE.npy", help="Gain reference, divides."),
+        click.option("--centroids", is_flag=True, help="Also store where in its pixel each electron hit."),
         click.option("--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator."),
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]
@@ -68,26 +94,25 @@ def layout_options(command: Command) -> Command:
     return command
 
 
-def counting_parameters(
-    background: float | None, xray: float | None, dark: Path | None, gain: Path | None, **calibration: Any
-) -> CountingParameters:
-    """Raises ConfigError for thresholds that make no sense."""
+def counting_parameters(**options: Any) -> CountingParameters:
+    """From the options of these names; None leaves the default. Raises ConfigError for what makes no sense."""
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: str(value.absolute()) for name, value in given.items() if isinstance(value, Path)}
     try:
-        return CountingParameters(
-            background=background,
-            xray=xray,
-            dark=str(dark.absolute()) if dark else None,
-            gain=str(gain.absolute()) if gain else None,
-            **{name: value for name, value in calibration.items() if value is not None},
-        )
+        return CountingParameters(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        where = " ".join(f"--{part}".replace("_", "-") for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"{where}: {message}" if where else message,
-            "for instance --background 44 --xray 1500; or neither, then they are calibrated",
-        ) from None
+        where = " ".join(_as_option(str(part)) for part in first["loc"])
+        message = re.sub("row_dark(_level)?", lambda name: _as_option(name[0]), first["msg"])
+        message = message.removeprefix("Value error, ")
+        remedy = "for instance --background 44 --xray 1500; or neither, then they are calibrated"
+        if "--row-dark" in where + message:
+            remedy = "for instance --row-dark median; with --background and --xray also --row-dark-level 30"
+        raise ConfigError(f"{where}: {message}" if where else message, remedy) from None
+
+
+def _as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def load_config(path: Path | None, **overrides: Any) -> Config:

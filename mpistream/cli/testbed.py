@@ -37,9 +37,11 @@ folder_option = click.option(
 )
 
 
-def scan_request(source: str, output: Path, overwrite: bool, direct: bool, **counting: Any) -> ScanRequest:
+def scan_request(
+    source: str, output: Path, overwrite: bool, direct: bool, thresholds: Path | None, **counting: Any
+) -> ScanRequest:
     """The options of ``scan_options`` as a request."""
-    return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct)
+    return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct, thresholds)
 
 
 def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Config) -> ScanSummary:

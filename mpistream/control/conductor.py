@@ -14,14 +14,14 @@ from mpistream.model.scan import CountingParameters, ScanRecord, ScanSummary, Se
 
 _log = logging.getLogger(__name__)
 
-#: block number -> packed statistics; returns None while the sample is not complete
-FitThresholds = Callable[[Mapping[int, bytes], ScanRecord], Thresholds | None]
+#: From block number -> packed statistics: the thresholds and the packed sample; None while blocks are wanting.
+FitThresholds = Callable[[Mapping[int, bytes], ScanRecord], tuple[Thresholds, bytes] | None]
 
 
 class Outputs(Protocol):
     """What a decision leads to."""
 
-    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any]) -> None: ...
+    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any], binary: bytes = b"") -> None: ...
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool: ...
     def write_thresholds(self, uid: UUID, thresholds: Thresholds) -> None: ...
     def write_summary(self, uid: UUID, summary: ScanSummary) -> None: ...
@@ -54,7 +54,7 @@ class Conductor:
     def announced(self, record: ScanRecord) -> None:
         self._scans[record.uid] = _Scan(record)
         self._outputs.tell_ranks(JobMessageKind.PREPARE, {"record": record.model_dump(mode="json")})
-        if record.counting.background is not None and record.counting.xray is not None:
+        if record.counting.thresholds_are_given:
             self._set_thresholds(self._scans[record.uid], given_thresholds(record.counting))
 
     def told(self, message: JobMessage) -> None:
@@ -136,19 +136,19 @@ class Conductor:
         if scan.thresholds is not None:
             return
         try:
-            thresholds = self._fit(scan.samples, scan.record)
+            fitted = self._fit(scan.samples, scan.record)
         except MpistreamError as error:
             self.failed(scan.record.uid, error)
             return
-        if thresholds is not None:
-            self._set_thresholds(scan, thresholds)
+        if fitted is not None:
+            self._set_thresholds(scan, *fitted)
 
-    def _set_thresholds(self, scan: _Scan, thresholds: Thresholds) -> None:
+    def _set_thresholds(self, scan: _Scan, thresholds: Thresholds, sample: bytes = b"") -> None:
         scan.thresholds = thresholds
         scan.samples.clear()
         self._outputs.write_thresholds(scan.record.uid, thresholds)
         fields = {"uid": str(scan.record.uid), "thresholds": thresholds.model_dump(mode="json")}
-        self._outputs.tell_ranks(JobMessageKind.THRESHOLDS, fields)
+        self._outputs.tell_ranks(JobMessageKind.THRESHOLDS, fields, sample)
 
     def _drain(self, scan: _Scan) -> None:
         if scan.state is ScanState.STREAMING and len(scan.ends) == SECTORS:
@@ -165,4 +165,9 @@ def given_thresholds(counting: CountingParameters) -> Thresholds:
     """The thresholds that the scan's record itself holds."""
     assert counting.background is not None
     assert counting.xray is not None
-    return Thresholds(background=counting.background, xray=counting.xray, calibrated=False)
+    return Thresholds(
+        background=counting.background,
+        xray=counting.xray,
+        row_dark_level=counting.row_dark_level,
+        calibrated=False,
+    )

@@ -1,30 +1,31 @@
 """What a user asks for becomes a scan that all processes know of."""
 
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpistream.acquisition.source import absolute_specification, describe_source
 from mpistream.control.registry import Registry
+from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.launch.scan_follower import check_senders
 from mpistream.model.config import Config
 from mpistream.model.errors import ScanFailed
 from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.pipeline.producer import check_window
-from mpistream.reduction.reference_images import load_reference_image
+from mpistream.pipeline.source_frames import record_of_source
+from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
 from mpistream.storage.placement import check_target
 
 
 @dataclass(frozen=True)
 class ScanRequest:
-    """What a user asks for."""
+    """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from."""
 
     source: str
     output: Path
     counting: CountingParameters
     overwrite: bool = False
     direct: bool = False
+    thresholds: Path | None = None
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
@@ -33,30 +34,26 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
     check_target(request.output.absolute(), request.overwrite)
-    if request.counting.dark:
-        load_reference_image(request.counting.dark, "dark")
-    if request.counting.gain:
-        load_reference_image(request.counting.gain, "gain")
-    description = describe_source(request.source)
-    draft = ScanRecord(
-        uid=uuid.uuid4(),
-        scan_number=description.scan_number,
-        rows=description.scan_shape.rows,
-        columns=description.scan_shape.columns,
-        source=absolute_specification(request.source),
-        encoding=description.encoding,
-        first_frame=description.first_frame,
-        last_frame=description.last_frame,
-        block_frames=config.stream.block_frames,
-        routing_version=0,
-        direct=request.direct,
-        counting=request.counting,
+    counting = request.counting
+    threshold_notes: tuple[str, ...] = ()
+    if request.thresholds is not None:
+        counting, threshold_notes = with_saved_thresholds(counting, request.thresholds)
+    if counting.dark:
+        load_reference_image(counting.dark, "dark")
+    if counting.gain:
+        load_reference_image(counting.gain, "gain")
+    if counting.pixel_mask:
+        load_pixel_mask(counting.pixel_mask)
+    draft, notes = record_of_source(
+        request.source,
+        config.stream.block_frames,
+        counting,
         output=str(request.output.absolute()),
         overwrite=request.overwrite,
-        announced_unix_seconds=time.time(),
+        direct=request.direct,
     )
     check_window(config, draft)
-    return draft, description.notes
+    return draft, (*notes, *threshold_notes)
 
 
 def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:

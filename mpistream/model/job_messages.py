@@ -7,7 +7,7 @@ from typing import Any
 
 from mpistream.model.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 
 
 class JobMessageKind(StrEnum):
@@ -20,7 +20,7 @@ class JobMessageKind(StrEnum):
     STOP = "stop"  # {}: from a rank, it is asked to end; from the leader, all ranks end
     # from the leader to every rank
     PREPARE = "prepare"  # {"record"}
-    THRESHOLDS = "thresholds"  # {"uid", "thresholds"}
+    THRESHOLDS = "thresholds"  # {"uid", "thresholds"}, binary: statistics of the sample, where they were calibrated
     ASSEMBLE = "assemble"  # {"uid", "ends"}
     DISCARD = "discard"  # {"uid"}
 

@@ -1,6 +1,6 @@
 """What is fixed when a scan is announced, and what is known when it has ended."""
 
-from typing import Self
+from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,9 +16,15 @@ class _Record(BaseModel):
 class CountingParameters(_Record):
     """How electrons are to be told from noise.
 
-    With ``background`` and ``xray`` (ADU, after dark and gain) the thresholds are given; without them they are
+    With ``background`` and ``xray`` (ADU, after all corrections) the thresholds are given; without them they are
     calibrated from the first ``sample_frames`` complete frames: background = fitted mean + background_sigmas *
     fitted sigma, xray = mean + xray_sigmas * standard deviation.
+
+    dark, gain, pixel_mask  paths of .npy files of 576 x 576 pixels; in the mask, bad pixels are not 0
+    row_dark         bring every half row to ``row_dark_level`` by its own mean or median; not with a dark reference
+    row_dark_level   ADU, above 0: belongs to given thresholds; calibrated ones take the fitted mean
+    centroids        also find where in its pixel each electron hit
+    thresholds_from  the file that given thresholds were taken from
     """
 
     background: float | None = None
@@ -28,6 +34,11 @@ class CountingParameters(_Record):
     xray_sigmas: float = Field(default=175.0, gt=0)
     dark: str | None = None
     gain: str | None = None
+    row_dark: Literal["mean", "median"] | None = None
+    row_dark_level: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_mask: str | None = None
+    centroids: bool = False
+    thresholds_from: str | None = None
 
     @model_validator(mode="after")
     def _thresholds_make_sense(self) -> Self:
@@ -35,7 +46,27 @@ class CountingParameters(_Record):
             raise ValueError("give both thresholds, background and xray, or neither (then they are calibrated)")
         if self.background is not None and self.xray is not None and not self.background < self.xray:
             raise ValueError(f"background ({self.background:g}) must be below xray ({self.xray:g})")
+        if self.thresholds_from is not None and not self.thresholds_are_given:
+            raise ValueError("thresholds_from names where given thresholds came from: give background and xray")
         return self
+
+    @model_validator(mode="after")
+    def _row_dark_makes_sense(self) -> Self:
+        if self.row_dark is not None and self.dark is not None:
+            raise ValueError("row_dark takes the place of a dark reference: give one of them")
+        wanted = self.row_dark is not None and self.thresholds_are_given
+        if wanted and self.row_dark_level is None:
+            raise ValueError(
+                "row_dark with given thresholds needs row_dark_level: the mean of the pedestal they were taken with"
+            )
+        if self.row_dark_level is not None and not wanted:
+            raise ValueError("row_dark_level belongs to row_dark with given thresholds")
+        return self
+
+    @property
+    def thresholds_are_given(self) -> bool:
+        """Otherwise they are calibrated."""
+        return self.background is not None and self.xray is not None
 
 
 class ScanRecord(_Record):
@@ -94,10 +125,14 @@ class SectorEnd(_Record):
 
 
 class Thresholds(_Record):
-    """The thresholds that every rank counts with, in ADU, and where they came from."""
+    """The thresholds that every rank counts with, in ADU, and where they came from.
+
+    ``row_dark_level`` (ADU) is what row-dark brings the pedestal to; None without row-dark.
+    """
 
     background: float
     xray: float
+    row_dark_level: float | None = None
     calibrated: bool
     sample_frames: int = 0
     statistics: dict[str, int | float] = Field(default_factory=dict)

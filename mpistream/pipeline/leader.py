@@ -18,7 +18,7 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd, Thresholds
 from mpistream.pipeline.process import persist
-from mpistream.reduction.scan_reduction import fit_sample
+from mpistream.reduction.calibration import fit_sample
 from mpistream.storage.placement import remove_partial
 from mpistream.transport.mailbox import Mailbox
 
@@ -178,8 +178,8 @@ class JobLeader:
 
     # what the conductor decides
 
-    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any]) -> None:
-        self._tell(JobMessage(kind, 0, fields))
+    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any], binary: bytes = b"") -> None:
+        self._tell(JobMessage(kind, 0, fields, binary))
 
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
         _log.info("scan %s: %s%s", uid, state, f" ({error.message})" if error else "")

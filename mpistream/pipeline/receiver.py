@@ -21,6 +21,7 @@ from mpistream.model.protocol import Ack, BlockHeader
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
 from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.transport.mailbox import Mailbox
@@ -72,6 +73,7 @@ class RankReceiver:
         self._incarnation = incarnation
         self._orders = orders
         self._watchdog = watchdog
+        self._detectors = config.detectors.virtual
         self._on_job_message: Callable[[JobMessage], None] = lambda message: None
         self._abort = abort
         self._sockets = Sockets()
@@ -158,7 +160,7 @@ class RankReceiver:
                 self._count(scan, block)
 
     def _count(self, scan: ScanReduction, block: AssembledBlock) -> None:
-        statistics = scan.sample(block)
+        statistics = scan.sample_block(block)
         if statistics is not None:
             self._tell(JobMessageKind.SAMPLE, scan.record.uid, {"block": block.block}, statistics)
         self._acknowledge(scan.count(block))
@@ -227,7 +229,8 @@ class RankReceiver:
             case JobMessageKind.THRESHOLDS:
                 if scan := self._scans.get(UUID(message.fields["uid"])):
                     thresholds = Thresholds.model_validate(message.fields["thresholds"])
-                    for block in scan.set_thresholds(thresholds):
+                    sample = SampleStatistics.from_bytes(message.binary) if message.binary else None
+                    for block in scan.set_thresholds(thresholds, sample):
                         self._acknowledge(scan.count(block))
                         self._send_acknowledgements()
                         self._beat()
@@ -244,7 +247,7 @@ class RankReceiver:
         assert self._table is not None
         expected = len(self._table.blocks_of(self._rank, record.uid.bytes, record.block_range))
         try:
-            self._scans[record.uid] = scan = ScanReduction.prepare(record, expected)
+            self._scans[record.uid] = scan = ScanReduction.prepare(record, expected, self._detectors)
         except MpistreamError as error:
             self._tell(JobMessageKind.FAULT, record.uid, {"message": error.message, "remedy": error.remedy})
             return

@@ -6,17 +6,19 @@ nor on the order in which their statistics are added.
 
 import struct
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import curve_fit
 
-import mpistream._ext.electron_counting as _kernel
+import mpistream._ext.pixel_statistics as _kernel
 from mpistream.model.errors import CalibrationError, ProtocolError
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
-from mpistream.model.scan import Thresholds
-from mpistream.reduction.reference_images import check_dark, check_gain, inverse
+from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
+from mpistream.reduction.reference_images import check_dark, check_gain, check_pixel_mask, inverse
 
 _STEPS_PER_UNIT: int = _kernel.steps_per_unit
 _REMEDY = "give --background and --xray, or calibrate from more sample frames (--sample-frames)"
@@ -31,7 +33,7 @@ _WIRE_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class SampleStatistics:
-    """The pixel values (ADU, after dark and gain) of whole frames; ``+`` adds frames, exactly and in any order.
+    """The pixel values (ADU, after dark and gain) of complete frames; ``+`` adds frames, exactly and in any order.
 
     frames      number of frames
     minimum, maximum  smallest and largest value; infinities without frames
@@ -127,36 +129,107 @@ def sample_block(
     layout: SectorLayout,
     dark: npt.ArrayLike | None = None,
     gain: npt.ArrayLike | None = None,
+    pixel_mask: npt.ArrayLike | None = None,
 ) -> SampleStatistics:
     """The statistics of the complete frames among uint64[n, 4] sector addresses (see ElectronCounter.count_block).
 
-    ``dark`` and ``gain`` are (576, 576). Frames with a missing sector are left out.
+    ``dark``, ``gain`` and ``pixel_mask`` (not 0: a pixel to be left out) are (576, 576). Frames with a missing sector
+    are left out.
     """
     complete = np.ascontiguousarray(addresses[(addresses != 0).all(axis=1)])
     if not len(complete):
         return SampleStatistics.empty()
-    histogram = np.zeros(_kernel.last_bin - _kernel.first_bin + 1, np.uint64)
+    division = (*FRAME_SHAPE, SECTORS, layout is SectorLayout.COLUMNS)
+    mask = None if pixel_mask is None else check_pixel_mask(pixel_mask, FRAME_SHAPE).view(np.uint8)
+    if dark is None and gain is None:
+        return _sample_raw(complete, division, mask)
+    counts = np.zeros((_kernel.parts, _kernel.bins), np.uint32)
     moments = _kernel.sample_block(
         complete,
-        *FRAME_SHAPE,
-        SECTORS,
-        layout is SectorLayout.COLUMNS,
+        *division,
         None if dark is None else check_dark(dark, FRAME_SHAPE),
         None if gain is None else inverse(check_gain(gain, FRAME_SHAPE)),
+        mask,
         np.empty(FRAME_SHAPE[1], np.float32),
-        histogram,
+        np.empty(FRAME_SHAPE[1], np.int32),
+        counts,
     )
     minima, maxima, sums, square_sums = zip(*moments, strict=True)
-    used = np.flatnonzero(histogram)
+    first, histogram = _trimmed(counts)
+    first_bin = _kernel.first_bin + first
+    return SampleStatistics(len(complete), min(minima), max(maxima), sum(sums), sum(square_sums), first_bin, histogram)
+
+
+def _sample_raw(
+    complete: npt.NDArray[np.uint64], division: tuple[int, int, int, bool], mask: npt.NDArray[np.uint8] | None
+) -> SampleStatistics:
+    """Of raw pixels, which are integers, the histogram holds everything."""
+    counts = np.zeros((_kernel.parts, _kernel.raw_values), np.uint32)
+    _kernel.sample_raw_block(complete, *division, mask, np.empty(FRAME_SHAPE[1], np.uint16), counts)
+    minimum, histogram = _trimmed(counts)
+    values = minimum + np.arange(len(histogram), dtype=np.uint64)
     return SampleStatistics(
         len(complete),
-        min(minima),
-        max(maxima),
-        sum(sums),
-        sum(square_sums),
-        _kernel.first_bin + int(used[0]),
-        histogram[used[0] : used[-1] + 1].copy(),
+        float(minimum),
+        float(values[-1]),
+        _STEPS_PER_UNIT * int(values @ histogram),
+        _STEPS_PER_UNIT**2 * int(values**2 @ histogram),
+        minimum,
+        histogram,
     )
+
+
+def _trimmed(counts: npt.NDArray[np.uint32]) -> tuple[int, npt.NDArray[np.uint64]]:
+    """The sum of uint32[parts, bins] histograms without the empty bins at its ends, and its first bin."""
+    histogram = counts.sum(axis=0, dtype=np.uint64)
+    used = np.flatnonzero(histogram)
+    return int(used[0]), histogram[used[0] : used[-1] + 1]
+
+
+def merge_sample(blocks: Iterable[SampleStatistics], sample_frames: int) -> SampleStatistics:
+    """The sample, from the statistics of a scan's first blocks in ascending order: block by block, until there are
+    ``sample_frames`` complete frames. No more blocks are taken than that needs.
+    """
+    total = SampleStatistics.empty()
+    for statistics in blocks:
+        total = total + statistics
+        if total.frames >= sample_frames:
+            break
+    return total
+
+
+def fit_sample(samples: Mapping[int, bytes], record: ScanRecord) -> tuple[Thresholds, bytes] | None:
+    """The thresholds, and the packed sample that they come from; None while blocks of it are wanting.
+
+    ``samples`` are packed statistics by block. Which ranks they come from, and in what order, makes no difference.
+    Raises CalibrationError.
+    """
+    wanted = record.sample_blocks
+    there = list(takewhile(samples.__contains__, wanted))
+    sample = merge_sample(
+        (SampleStatistics.from_bytes(samples[block]) for block in there), record.counting.sample_frames
+    )
+    if sample.frames < record.counting.sample_frames and len(there) < len(wanted):
+        return None
+    return calibrate(sample, record.counting), sample.to_bytes()
+
+
+def calibrate(sample: SampleStatistics, counting: CountingParameters) -> Thresholds:
+    """The thresholds that a sample of raw pixels, or of pixels after dark and gain, gives. Raises CalibrationError.
+
+    With row-dark the fitted mean is the level to which half rows are brought: so the sample, which is taken before,
+    has its pedestal at the right place.
+    """
+    thresholds = fit_thresholds(sample, counting.background_sigmas, counting.xray_sigmas)
+    if counting.row_dark is None:
+        return thresholds
+    level = float(thresholds.statistics["optimized_mean"])
+    if level <= 0:
+        raise CalibrationError(
+            f"row-dark needs a pedestal above 0; the mean fitted to the sample frames is {level:g} ADU",
+            "count these frames without --row-dark",
+        )
+    return thresholds.model_copy(update={"row_dark_level": level})
 
 
 def fit_thresholds(statistics: SampleStatistics, background_sigmas: float, xray_sigmas: float) -> Thresholds:

@@ -21,6 +21,8 @@ RowDark = Literal["mean", "median"]
 
 #: Frames counted at a time, so that the buffer for the worst case stays small.
 _FRAMES_AT_A_TIME = 64
+#: Of a frame: their indices, and a vector's length beyond the last one, fit into an int of 32 bits.
+_MOST_PIXELS = 2**30
 _ROW_DARKS = {None: 0, "mean": 1, "median": 2}
 
 
@@ -127,7 +129,8 @@ class FrameCounter:
         simd              one of ``simd_levels()``; the first by default
         """
         below, above = float32_thresholds(background, xray)
-        dark = None if dark is None else check_dark(dark, shape)
+        # a copy: what was derived from it must go on fitting
+        dark = None if dark is None else np.array(check_dark(dark, shape))
         inverse_gain = None if gain is None else inverse(check_gain(gain, shape))
         kind_of_row_dark, level = _check_row_dark(row_dark, row_dark_level, dark)
         needs_least = kind_of_row_dark == 0 and not (dark is None and inverse_gain is None)
@@ -298,8 +301,9 @@ def _check_frames(frames: Any) -> npt.NDArray[np.uint16]:
             f"the frames have the shape {frames.shape}",
             "give (frames, rows, columns); a single image is frames[numpy.newaxis]",
         )
-    if not 0 < frames.shape[1] * frames.shape[2] < 2**31:
+    if not 0 < frames.shape[1] * frames.shape[2] <= _MOST_PIXELS:
         raise SourceError(
-            f"frames of {frames.shape[1]} rows and {frames.shape[2]} columns", "give frames of 1 to 2**31 - 1 pixels"
+            f"frames of {frames.shape[1]} rows and {frames.shape[2]} columns",
+            f"give frames of 1 to {_MOST_PIXELS} pixels",
         )
     return frames.astype("<u2", copy=False)

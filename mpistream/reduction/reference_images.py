@@ -1,7 +1,8 @@
-"""Dark and gain references: how they are read, checked and brought to the float32 that counting calculates with."""
+"""Dark and gain references and pixel masks: how they are read and checked, and brought to what counting works with."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,10 @@ from mpistream.model.errors import ReferenceImageError
 from mpistream.model.geometry import FRAME_SHAPE
 
 FloatImage = npt.NDArray[np.float32]
+BoolImage = npt.NDArray[np.bool_]
 Kind = Literal["dark", "gain"]
+
+_Image = TypeVar("_Image", FloatImage, BoolImage)
 
 #: An integer dark of less than this leaves differences with uint16 pixels that float32 holds exactly.
 _EXACT_DARK_LIMIT = 2**24 - 2**16
@@ -21,20 +25,29 @@ def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:
 
     Raises ReferenceImageError, naming the file, for whatever cannot serve as that kind of reference.
     """
+    return _load(path, f"{kind} reference", check_dark if kind == "dark" else check_gain)
+
+
+def load_pixel_mask(path: str | Path) -> BoolImage:
+    """The pixel mask in a .npy file, bool of the frame's shape (576, 576), True for bad pixels.
+
+    Raises ReferenceImageError, naming the file, for whatever cannot serve as one.
+    """
+    return _load(path, "pixel mask", check_pixel_mask)
+
+
+def _load(path: str | Path, name: str, check: Callable[[Any, tuple[int, int]], _Image]) -> _Image:
     path = Path(path)
-    save_it = f"save the {kind} reference with numpy.save, as an array of {FRAME_SHAPE[0]} x {FRAME_SHAPE[1]} numbers"
+    save_it = f"save the {name} with numpy.save, as an array of {FRAME_SHAPE[0]} x {FRAME_SHAPE[1]} numbers"
     try:
         # mapped, so that nothing of a file of the wrong shape is read
         image = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise ReferenceImageError(
-            f"the {kind} reference {path} cannot be read: {error.strerror or error}", "check the path"
+            f"the {name} {path} cannot be read: {error.strerror or error}", "check the path"
         ) from error
     except (ValueError, EOFError) as error:
-        raise ReferenceImageError(
-            f"the {kind} reference {path} is no .npy file of numbers: {error}", save_it
-        ) from error
-    check = check_dark if kind == "dark" else check_gain
+        raise ReferenceImageError(f"the {name} {path} is no .npy file of numbers: {error}", save_it) from error
     try:
         return np.array(check(image, FRAME_SHAPE))  # a copy: the file may change
     except ReferenceImageError as error:
@@ -46,7 +59,7 @@ def check_dark(dark: Any, shape: tuple[int, int]) -> FloatImage:
 
     Integers are refused where their differences with pixels are not exact in float32.
     """
-    image = _numbers(dark, shape, "dark")
+    image = _of_shape(dark, shape, "uif", "dark reference")
     if image.dtype.kind in "ui" and image.size and max(int(image.max()), -int(image.min())) >= _EXACT_DARK_LIMIT:
         raise ReferenceImageError(
             f"the dark reference has values beyond +-{_EXACT_DARK_LIMIT}", "give it in ADU, as the camera's pixels"
@@ -56,7 +69,7 @@ def check_dark(dark: Any, shape: tuple[int, int]) -> FloatImage:
 
 def check_gain(gain: Any, shape: tuple[int, int]) -> FloatImage:
     """A gain reference as contiguous float32[shape], without zeros; raises ReferenceImageError."""
-    image = _finite_float32(_numbers(gain, shape, "gain"), "gain")
+    image = _finite_float32(_of_shape(gain, shape, "uif", "gain reference"), "gain")
     with np.errstate(divide="ignore", over="ignore"):
         unusable = np.count_nonzero(~np.isfinite(np.float32(1) / image))
     if unusable:
@@ -72,16 +85,32 @@ def inverse(gain: FloatImage) -> FloatImage:
     return np.float32(1) / gain
 
 
-def _numbers(image: Any, shape: tuple[int, int], kind: Kind) -> npt.NDArray[Any]:
-    image = np.asarray(image)
-    if image.dtype.kind not in "uif":
+def check_pixel_mask(mask: Any, shape: tuple[int, int]) -> BoolImage:
+    """A pixel mask as contiguous bool[shape], True for bad pixels; raises ReferenceImageError.
+
+    It is of booleans or integers, where all but 0 is bad, and leaves at least one pixel.
+    """
+    image = np.ascontiguousarray(_of_shape(mask, shape, "bui", "pixel mask") != 0)
+    if image.all():
         raise ReferenceImageError(
-            f"the {kind} reference has the dtype {image.dtype}", "make it an array of integers or floats"
+            "the pixel mask marks every pixel as bad",
+            "0 (or False) stands for good pixels: turn the mask round with numpy.logical_not",
+        )
+    return image
+
+
+def _of_shape(image: Any, shape: tuple[int, int], kinds: str, name: str) -> npt.NDArray[Any]:
+    """As an array of one of numpy's ``kinds`` of dtypes."""
+    image = np.asarray(image)
+    if image.dtype.kind not in kinds:
+        raise ReferenceImageError(
+            f"the {name} has the dtype {image.dtype}",
+            f"make it an array of {'booleans or integers' if 'b' in kinds else 'integers or floats'}",
         )
     if image.shape != shape:
         raise ReferenceImageError(
-            f"the {kind} reference has the shape {image.shape}, the frames {shape}",
-            f"give a {kind} reference of {shape[0]} rows and {shape[1]} columns",
+            f"the {name} has the shape {image.shape}, the frames {shape}",
+            f"give a {name} of {shape[0]} rows and {shape[1]} columns",
         )
     return image
 

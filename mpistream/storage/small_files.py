@@ -1,4 +1,4 @@
-"""Small files made by commands: references, thresholds, pictures. Complete or not at all, all of them or none."""
+"""Small files made by commands: references, thresholds, pictures. They get their names when all are complete."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -13,8 +13,17 @@ EVENT_ARRAYS = ("indices", "offsets", "scan_position", "frame_number", "missing_
 
 
 def event_arrays(path: Path) -> dict[str, npt.NDArray]:
+    """With centroids, where there are any."""
     with h5py.File(path, "r") as file:
-        return {name: file["electron_events"][name][:] for name in EVENT_ARRAYS}
+        names = [*EVENT_ARRAYS, *({"centroids"} & file["electron_events"].keys())]
+        return {name: file["electron_events"][name][:] for name in names}
+
+
+def summed_arrays(path: Path) -> dict[str, npt.NDArray]:
+    """The images, and the histogram of the calibration's sample, where there is one."""
+    with h5py.File(path, "r") as file:
+        groups = (file["images"], file["metadata/electron_counting"])
+        return {name: array[:] for group in groups for name, array in group.items()}
 
 
 def frames_of(path: Path) -> list[npt.NDArray[np.uint32]]:
@@ -40,8 +49,8 @@ def assert_frames_of(path: Path, scan: MadeUpScan) -> None:
 
 
 def same_bytes(first: Path, second: Path) -> bool:
-    """Whether the event arrays are identical, dtypes included."""
-    one, other = event_arrays(first), event_arrays(second)
-    return all(
-        one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes() for name in EVENT_ARRAYS
+    """Whether events, images and histogram are identical, dtypes included."""
+    one, other = ({**event_arrays(path), **summed_arrays(path)} for path in (first, second))
+    return one.keys() == other.keys() and all(
+        array.dtype == other[name].dtype and array.tobytes() == other[name].tobytes() for name, array in one.items()
     )

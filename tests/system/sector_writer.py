@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,18 +140,21 @@ class MadeUpScan:
         self,
         background: float = BACKGROUND,
         xray: float = XRAY,
-        dark: npt.NDArray | None = None,
-        gain: npt.NDArray | None = None,
         version: int = 5,
+        **corrections: Any,
     ) -> list[npt.NDArray[np.uint32]]:
-        """The electrons of the frames ``present``, by the slow and obvious reference."""
+        """The electrons of the frames ``present``, by the slow and obvious reference with its ``corrections``."""
         sector_of_row, sector_of_column = np.arange(FRAME) // SECTOR, np.zeros(FRAME, int)
         if version == 4:
             sector_of_row, sector_of_column = sector_of_column, sector_of_row
         sector_of_pixel = sector_of_row[:, None] + sector_of_column
         return [
             count_frame(
-                self.frame(number), background, xray, dark, gain, (self.missing[number] >> sector_of_pixel & 1) == 1
+                self.frame(number),
+                background,
+                xray,
+                missing=(self.missing[number] >> sector_of_pixel & 1) == 1,
+                **corrections,
             )
             for number in self.present.tolist()
         ]

@@ -48,6 +48,7 @@ def references(place: Path) -> dict[str, npt.NDArray]:
         "float-dark": random.normal(20, 1, shape).astype(np.float32),
         "integer-dark": random.integers(15, 26, shape).astype(np.uint16),
         "gain": random.uniform(0.8, 1.25, shape).astype(np.float32),
+        "mask": random.random(shape) < 0.01,
     }
 
 
@@ -105,6 +106,30 @@ def test_events_with_references(
         *("--background", background, "--xray", XRAY),
     ).succeeded()
     assert_same_events(output, SCAN.expected_events(background, **arrays))
+    assert_frames_of(output, SCAN)
+
+
+@pytest.mark.parametrize("version", [5, 4])
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_events_with_row_dark_and_a_pixel_mask(
+    testbed: CommandLine,
+    sectors: Path,
+    sectors_version4: Path,
+    output: Path,
+    references: dict[str, npt.NDArray],
+    version: int,
+    statistic: str,
+) -> None:
+    """Of a half-row, of which a sector may be missing, only what is there decides."""
+    source = f"files:{sectors}" if version == 5 else f"files:{sectors_version4}?version=4"
+    mask, gain = (save(testbed.folder / f"row-dark-{name}.npy", references[name]) for name in ("mask", "gain"))
+    testbed.run(
+        *("testbed", "scan", "--source", source, "--output", output, "--pixel-mask", mask, "--gain", gain),
+        *("--row-dark", statistic, "--row-dark-level", 25, "--background", BACKGROUND + 0.5, "--xray", XRAY),
+    ).succeeded()
+    corrections = {"row_dark": statistic, "row_dark_level": 25.0, "pixel_mask": references["mask"]}
+    expected = SCAN.expected_events(BACKGROUND + 0.5, version=version, gain=references["gain"], **corrections)
+    assert_same_events(output, expected)
     assert_frames_of(output, SCAN)
 
 

@@ -24,8 +24,8 @@ def sectors(place: Path) -> Path:
 
 def run(cli: CommandLine, sectors: Path, output: Path, groups: int, ranks_per_group: int, *options: str) -> dict:
     return cli.run(
-        *("testbed", "run", "--source", f"files:{sectors}", "--output", output, "--sample-frames", 24, "--json"),
-        *("--groups", groups, "--ranks-per-group", ranks_per_group, *options),
+        *("testbed", "run", "--source", f"files:{sectors}", "--output", output, "--sample-frames", 24),
+        *("--centroids", "--json", "--groups", groups, "--ranks-per-group", ranks_per_group, *options),
     ).last_json
 
 
@@ -42,7 +42,7 @@ def test_one_rank_counts_right(first: tuple[Path, dict]) -> None:
     assert_same_events(path, SCAN.expected_events(report["background"], report["xray"]))
     assert_frames_of(path, SCAN)
     assert {name: array.dtype.str for name, array in event_arrays(path).items()} == dict(
-        zip(EVENT_ARRAYS, ("<u4", "<u8", "<u4", "<u8", "|u1"), strict=True)
+        zip((*EVENT_ARRAYS, "centroids"), ("<u4", "<u8", "<u4", "<u8", "|u1", "|i1"), strict=True)
     )
 
 

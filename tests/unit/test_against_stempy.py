@@ -1,11 +1,13 @@
 """The field's own tool, event by event: stempy with the same thresholds, and its calibration of the same frames.
 
-stempy 3.6.0 agrees to the pixel, edges and corners included, except that without a gain it cuts the fraction off a
-dark reference and subtracts in uint16, where a pixel darker than its dark becomes one of about 65535. Such a pixel
-mostly counts as an x-ray, hence as 0, as it does here.
+stempy 3.6.0 agrees to the pixel, edges and corners included, except that without a gain it works in uint16: it cuts
+the fraction off a dark reference and off what row-dark gives, and a pixel darker than its dark becomes one of about
+65535. Such a pixel mostly counts as an x-ray, hence as 0, as it does here. In its row-dark, pixels of missing sectors
+take part as zeros, and a half-row of zeros becomes NaN, which hides the electrons beside it.
 """
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from stempy import _image
 from mpistream.model.geometry import FRAME_SHAPE, RECORD_HEADER, SECTORS, SectorLayout
 from mpistream.reduction.calibration import fit_thresholds, sample_block
 from mpistream.reduction.electron_counting import ElectronCounter, count_electrons
+from tests.unit.slow_reference import corrected_values, is_electron
 
 XRAY = 300.5
 
@@ -33,7 +36,7 @@ def of_stempy(frame: np.ndarray, background: float, **references: np.ndarray) ->
     return sorted(found.data[0, 0].tolist())
 
 
-def ours(frame: np.ndarray, background: float, **references: np.ndarray) -> list[int]:
+def ours(frame: np.ndarray, background: float, **references: Any) -> list[int]:
     return count_electrons(frame[np.newaxis], background=background, xray=XRAY, **references)[0].tolist()
 
 
@@ -73,7 +76,70 @@ def test_stempy_wraps_below_zero_without_a_gain() -> None:
     assert count_electrons(frame[np.newaxis], background=15, xray=7e4, dark=dark)[0].tolist() == []
 
 
-def write_sector_files(folder: Path, frames: np.ndarray, missing: set[tuple[int, int]]) -> tuple[list[str], np.ndarray]:
+# --- row-dark
+
+LEVEL = 29.7
+ONES = np.ones(FRAME_SHAPE, np.float32)
+
+
+def row_dark_of_stempy(frame: np.ndarray, background: float, row_dark: str, gain: np.ndarray | None) -> list[int]:
+    options = _image.ElectronCountOptionsClassic()
+    options.background_threshold, options.x_ray_threshold = background, XRAY
+    options.scan_dimensions = (1, 1)
+    options.apply_row_dark_subtraction = True
+    options.apply_row_dark_use_mean = row_dark == "mean"
+    options.optimized_mean = LEVEL
+    if gain is not None:
+        options.gain = np.power(gain, -1)
+    reader = stempy.io.PyReader(frame[np.newaxis], np.arange(1), (1, 1), 1, 1)
+    return sorted(_image.electron_count(reader.begin(), reader.end(), options).data[0][0].tolist())
+
+
+def uneven_frame(seed: int, pedestal: float = 30) -> np.ndarray:
+    """With another pedestal in every half-row."""
+    offsets = np.random.default_rng(seed).integers(-10, 11, (FRAME_SHAPE[0], 2))
+    return (frames_of(FRAME_SHAPE, seed, pedestal) + np.repeat(offsets, FRAME_SHAPE[1] // 2, axis=1)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("row_dark", ["mean", "median"])
+@pytest.mark.parametrize("background", [0.0, 40.0, 47.3])
+def test_row_dark_with_a_gain(row_dark: str, background: float) -> None:
+    gain = np.random.default_rng(8).normal(1, 0.1, FRAME_SHAPE).astype(np.float32)
+    frame = uneven_frame(7)
+    options = {"row_dark": row_dark, "row_dark_level": LEVEL}
+    electrons = ours(frame, background, **options)
+    assert len(electrons) > 3000
+    assert electrons == row_dark_of_stempy(frame, background, row_dark, ONES)
+    assert electrons != ours(frame, background)
+    assert ours(frame, background, gain=gain, **options) == row_dark_of_stempy(frame, background, row_dark, gain)
+
+
+@pytest.mark.parametrize("row_dark", ["mean", "median"])
+def test_stempy_cuts_what_row_dark_gives_without_a_gain(row_dark: str) -> None:
+    frame = uneven_frame(9)
+    cut = np.trunc(corrected_values(frame, row_dark=row_dark, row_dark_level=LEVEL))
+    theirs = row_dark_of_stempy(frame, 45.0, row_dark, None)
+    assert theirs == np.flatnonzero(is_electron(cut, 45.0, XRAY)).tolist()
+    electrons = ours(frame, 45.0, row_dark=row_dark, row_dark_level=LEVEL)
+    # Cut to integers, more neighbours are equal: plateaus, which are no electrons.
+    assert len(set(electrons) - set(theirs)) > 20
+
+
+def test_a_half_row_of_zeros_hides_electrons_from_stempy() -> None:
+    frame = np.full(FRAME_SHAPE, 30, np.uint16)
+    frame[100, 50] = frame[102, 50] = frame[300, 50] = 200
+    frame[101, : FRAME_SHAPE[1] // 2] = 0
+    assert ours(frame, 45.0, row_dark="mean", row_dark_level=LEVEL) == [100 * 576 + 50, 102 * 576 + 50, 300 * 576 + 50]
+    assert row_dark_of_stempy(frame, 45.0, "mean", ONES) == [300 * 576 + 50]
+
+
+# --- missing sectors
+
+# stempy samples the first frames of a scan: they are whole.
+MISSING = {(6, 0), (7, 1), (7, 2), (8, 3)}
+
+
+def write_sector_files(folder: Path, frames: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Version 5 files of a scan of one row; returns their paths and the addresses of ``frames``' sectors."""
     addresses = np.zeros((len(frames), SECTORS), np.uint64)
     paths = []
@@ -81,7 +147,7 @@ def write_sector_files(folder: Path, frames: np.ndarray, missing: set[tuple[int,
         paths.append(str(folder / f"data_scan0000000007_module{sector}.data"))
         with open(paths[-1], "wb") as file:
             for i, frame in enumerate(frames):
-                if (i, sector) in missing:
+                if (i, sector) in MISSING:
                     continue
                 pixels = frame[SectorLayout.ROWS.sector_slices(sector)]
                 file.write(np.array((7, i, len(frames), 1, i, 0), RECORD_HEADER).tobytes() + pixels.tobytes())
@@ -89,19 +155,60 @@ def write_sector_files(folder: Path, frames: np.ndarray, missing: set[tuple[int,
     return paths, addresses
 
 
-def test_sector_files_with_missing_sectors(tmp_path: Path) -> None:
-    frames = frames_of((9, *FRAME_SHAPE), 5)
-    # stempy samples the first frames; they are whole.
-    paths, addresses = write_sector_files(tmp_path, frames, missing={(6, 0), (7, 1), (7, 2), (8, 3)})
+@pytest.mark.parametrize("row_dark", [None, "mean", "median"])
+def test_sector_files_with_missing_sectors(tmp_path: Path, row_dark: Literal["mean", "median"] | None) -> None:
+    frames = np.stack([uneven_frame(20 + i) for i in range(9)])
+    paths, addresses = write_sector_files(tmp_path, frames)
     reader = stempy.io.reader(paths, stempy.io.FileVersion.VERSION5, backend="multi-pass")
-    counted = stempy.image.electron_count(reader, np.zeros(FRAME_SHAPE), number_of_samples=4, scan_dimensions=(9, 1))
-    thresholds = counted.metadata["electron_counting"]
-    counter = ElectronCounter(SectorLayout.ROWS, thresholds["background_threshold"], thresholds["x_ray_threshold"])
-    indices, counts = counter.count_block(addresses)
-    of_frames = np.split(indices, np.cumsum(counts)[:-1])
-    assert counts.min() > 500
+    theirs = stempy.image.electron_count(
+        reader,
+        np.zeros(FRAME_SHAPE),
+        number_of_samples=4,
+        scan_dimensions=(9, 1),
+        gain=None if row_dark is None else ONES,
+        apply_row_dark=row_dark is not None,
+        apply_row_dark_use_mean=row_dark == "mean",
+    )
+    found = theirs.metadata["electron_counting"]
+    level = None if row_dark is None else found["optimized_mean"]
+    counter = ElectronCounter(
+        SectorLayout.ROWS,
+        found["background_threshold"],
+        found["x_ray_threshold"],
+        row_dark=row_dark,
+        row_dark_level=level,
+    )
+    counted = counter.count_block(addresses)
+    of_frames = np.split(counted.indices, np.cumsum(counted.counts)[:-1])
+    assert counted.counts.min() > 500
     for i in range(len(frames)):
-        np.testing.assert_array_equal(of_frames[i], np.sort(counted.data[i, 0]))
+        incomplete = any(frame == i for frame, _sector in MISSING)
+        # The rows of a missing sector become NaN in stempy's row-dark and hide electrons of the rows beside them.
+        hidden = len(of_frames[i]) - len(theirs.data[i, 0])
+        if row_dark and incomplete:
+            assert hidden > 0
+            assert set(theirs.data[i, 0].tolist()) < set(of_frames[i].tolist())
+        else:
+            np.testing.assert_array_equal(of_frames[i], np.sort(theirs.data[i, 0]))
+
+
+def test_the_zeros_of_a_missing_sector_take_part_in_the_statistics_of_stempy() -> None:
+    layout = SectorLayout.COLUMNS
+    frame = uneven_frame(30)
+    frame[layout.sector_slices(1)] = 0
+    sectors = [np.ascontiguousarray(frame[layout.sector_slices(sector)]) for sector in range(SECTORS)]
+    addresses = np.array([[sector.ctypes.data for sector in sectors]], np.uint64)
+    addresses[0, 1] = 0
+    counter = ElectronCounter(layout, 45.0, XRAY, row_dark="mean", row_dark_level=LEVEL)
+    electrons = set(counter.count_block(addresses).indices.tolist())
+    theirs = set(row_dark_of_stempy(frame, 45.0, "mean", ONES))
+    right_half = {index for index in electrons | theirs if index % 576 > 288}
+    assert electrons & right_half == theirs & right_half
+    # They halve the mean of the left half: twice as bright, most of its noise lies above the threshold.
+    assert len(theirs - right_half) > 3 * len(electrons - right_half)
+
+
+# --- calibration
 
 
 @pytest.mark.parametrize("pedestal", [12, 30, 1000])

@@ -17,7 +17,8 @@ from mpistream.model.errors import (
     StorageError,
 )
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
-from mpistream.model.scan import CountingParameters
+from mpistream.model.scan import CountingParameters, Thresholds
+from mpistream.storage.thresholds_file import SavedThresholds
 from tests.unit.made_up_registry import MadeUpRegistry
 
 
@@ -44,6 +45,8 @@ def test_what_is_wrong_is_found_before_anything_starts(request_: ScanRequest, tm
         (replace(request_, output=tmp_path / "no" / "scan.h5"), Config(), StorageError, "does not exist"),
         (replace(request_, source="sim:16"), Config(), SourceError, "16"),
         (replace(request_, counting=CountingParameters(gain="no.npy")), Config(), ReferenceImageError, "no.npy"),
+        (replace(request_, counting=CountingParameters(pixel_mask="no.npy")), Config(), ReferenceImageError, "no.npy"),
+        (replace(request_, thresholds=tmp_path / "no.json"), Config(), StorageError, "no.json"),
         (request_, small, ConfigError, "calibration looks at 32 blocks, but only 2 "),
     ]
     for wrong, config, kind, message in cases:
@@ -52,6 +55,26 @@ def test_what_is_wrong_is_found_before_anything_starts(request_: ScanRequest, tm
         assert caught.value.remedy
     draft_scan(replace(request_, output=tmp_path / "there.h5", overwrite=True), Config())
     draft_scan(replace(request_, counting=CountingParameters(background=40, xray=900)), small)
+
+
+def test_saved_thresholds_become_given_ones(request_: ScanRequest, tmp_path: Path) -> None:
+    """A scan with them looks at no sample, which would not fit into this window; what is odd is noted."""
+    thresholds = Thresholds(background=44.125, xray=1500, calibrated=True, statistics={"optimized_mean": 30.5})
+    saved = SavedThresholds(source="sim:8x8", thresholds=thresholds, counting=CountingParameters())
+    (tmp_path / "saved.json").write_text(saved.to_json())
+    config = Config.load(None, {"stream.window_bytes": 2 * SECTORS * 8 * RECORD_BYTES})
+    counting = CountingParameters(row_dark="median", centroids=True)
+    draft, notes = draft_scan(replace(request_, counting=counting, thresholds=tmp_path / "saved.json"), config)
+    assert draft.counting == CountingParameters(
+        background=44.125,
+        xray=1500,
+        row_dark="median",
+        row_dark_level=30.5,
+        centroids=True,
+        thresholds_from=str(tmp_path / "saved.json"),
+    )
+    assert len(notes) == 1
+    assert "saved.json" in notes[0]
 
 
 def test_a_scan_is_announced_under_the_latest_table(request_: ScanRequest) -> None:

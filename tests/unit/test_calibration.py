@@ -9,7 +9,16 @@ import pytest
 
 from mpistream.model.errors import CalibrationError, ProtocolError
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
-from mpistream.reduction.calibration import SampleStatistics, fit_thresholds, sample_block
+from mpistream.model.scan import CountingParameters, ScanRecord
+from mpistream.reduction.calibration import (
+    SampleStatistics,
+    calibrate,
+    fit_sample,
+    fit_thresholds,
+    merge_sample,
+    sample_block,
+)
+from tests.unit.made_up_blocks import scan_record
 
 
 def pedestal_frames(mean: float, sigma: float, electrons: float = 0.02, frames: int = 2, seed: int = 1) -> np.ndarray:
@@ -72,13 +81,54 @@ def test_values_beyond_the_bins_count_at_their_ends() -> None:
     assert sample(largest, gain=np.full(FRAME_SHAPE, 0.1)).square_sum == (131071 * 32) ** 2 * largest.size
 
 
-def test_columns_layout_and_incomplete_frames() -> None:
-    frames = pedestal_frames(30, 4, frames=3)
+def in_columns(frames: np.ndarray) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """The addresses of the frames' sectors in the other layout, and the sectors, which keep them valid."""
     sectors = [
         [np.ascontiguousarray(frame[SectorLayout.COLUMNS.sector_slices(sector)]) for sector in range(SECTORS)]
         for frame in frames
     ]
-    addresses = np.array([[sector.ctypes.data for sector in row] for row in sectors], np.uint64)
+    return np.array([[sector.ctypes.data for sector in row] for row in sectors], np.uint64), sectors
+
+
+def test_raw_pixels_count_as_with_references_that_change_nothing() -> None:
+    """Raw pixels take another way through the program."""
+    random = np.random.default_rng(5)
+    frames = np.concatenate([pedestal_frames(30, 4), random.integers(0, 65536, (2, *FRAME_SHAPE), np.uint16)])
+    frames[0, :2, :5] = 65535
+    mask = random.random(FRAME_SHAPE) < 0.3
+    columns, _sectors = in_columns(frames)
+    for pixel_mask in (None, mask):
+        expected = sample(frames, dark=np.zeros(FRAME_SHAPE), pixel_mask=pixel_mask)
+        assert sample(frames, pixel_mask=pixel_mask) == expected
+        assert sample_block(columns, SectorLayout.COLUMNS, pixel_mask=pixel_mask) == expected
+
+
+@pytest.mark.parametrize("masked", ["few", "most", "rows"])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_masked_pixels_are_left_out(masked: str, corrected: bool) -> None:
+    random = np.random.default_rng(6)
+    mask = random.random(FRAME_SHAPE) < {"few": 1e-4, "most": 0.9, "rows": 0}[masked]
+    if masked == "rows":
+        mask[:10], mask[100, 5:], mask[575] = True, True, True
+    references = {"dark": random.normal(20, 2, FRAME_SHAPE).astype(np.float32)} if corrected else {}
+    frames = pedestal_frames(30, 4)
+    frames[:, mask] = 60000
+    columns, _sectors = in_columns(frames)
+    found = sample(frames, pixel_mask=mask, **references)
+    assert sample_block(columns, SectorLayout.COLUMNS, pixel_mask=mask * 7, **references) == found
+    values = frames[:, ~mask].astype(np.float32) - (references["dark"][~mask] if corrected else np.float32(0))
+    assert found.frames == 2
+    assert found.pixels == values.size
+    assert (found.minimum, found.maximum) == (values.min(), values.max())
+    assert found.mean == pytest.approx(values.mean(dtype=float), abs=0.02)
+    assert found.maximum < 10000
+    steps = np.floor(np.abs(values.astype(float)) * 32 + 0.5) * np.sign(values)
+    assert found.sum == int(steps.sum())
+
+
+def test_columns_layout_and_incomplete_frames() -> None:
+    frames = pedestal_frames(30, 4, frames=3)
+    addresses, _sectors = in_columns(frames)
     dark = np.random.default_rng(3).normal(20, 2, FRAME_SHAPE)
     assert sample_block(addresses, SectorLayout.COLUMNS, dark) == sample(frames, dark=dark)
     addresses[1, 2] = 0
@@ -178,3 +228,67 @@ def test_samples_that_give_no_thresholds(frames: np.ndarray, xray_sigmas: float,
 def test_no_complete_frame() -> None:
     with pytest.raises(CalibrationError, match="not one sample frame"):
         fit_thresholds(SampleStatistics.empty(), 4.5, 175)
+
+
+RECORD = scan_record(rows=4, last_frame=19, block_frames=2, counting=CountingParameters(sample_frames=3))
+
+
+def block_samples(complete_frames: dict[int, int], record: ScanRecord = RECORD) -> dict[int, bytes]:
+    """For every sample block the statistics of so many frames; of 2 where nothing is said."""
+    return {
+        block: sample(pedestal_frames(30, 4, frames=complete_frames.get(block, 2), seed=block)).to_bytes()
+        if complete_frames.get(block, 2)
+        else SampleStatistics.empty().to_bytes()
+        for block in record.sample_blocks
+    }
+
+
+def test_the_sample_is_the_lowest_blocks_whatever_comes_first() -> None:
+    assert RECORD.sample_blocks == range(2, 8)
+    samples = block_samples({})
+    assert fit_sample({}, RECORD) is None
+    assert fit_sample({block: samples[block] for block in range(3, 8)}, RECORD) is None
+    assert fit_sample({2: samples[2]}, RECORD) is None
+    fitted = fit_sample({7: samples[7], 3: samples[3], 2: samples[2]}, RECORD)
+    assert fitted == fit_sample(samples, RECORD)
+    assert fitted is not None
+    thresholds, packed = fitted
+    merged = SampleStatistics.from_bytes(samples[2]) + SampleStatistics.from_bytes(samples[3])
+    assert SampleStatistics.from_bytes(packed) == merged
+    assert thresholds == fit_thresholds(merged, 4.5, 175)
+    assert thresholds.sample_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("complete_frames", "used"), [({2: 0, 3: 1}, 3), ({2: 0, 3: 0, 4: 1, 5: 0, 6: 1, 7: 0}, 2), ({2: 1, 3: 1}, 4)]
+)
+def test_incomplete_frames_are_made_up_for_while_there_are_others(complete_frames: dict[int, int], used: int) -> None:
+    """In the end the sample may be smaller than wanted; the number of frames says so."""
+    fitted = fit_sample(block_samples(complete_frames), RECORD)
+    assert fitted is not None
+    assert fitted[0].sample_frames == used
+
+
+def test_no_more_blocks_are_sampled_than_needed() -> None:
+    one = sample(pedestal_frames(30, 4, frames=1))
+    endless = itertools.repeat(one)
+    assert merge_sample(endless, 3).frames == 3
+    assert merge_sample([one], 3) == one
+    assert merge_sample([], 3) == SampleStatistics.empty()
+
+
+def test_row_dark_brings_half_rows_to_the_fitted_mean() -> None:
+    statistics = sample(pedestal_frames(30, 4))
+    plain = calibrate(statistics, CountingParameters())
+    assert plain == fit_thresholds(statistics, 4.5, 175)
+    assert plain.row_dark_level is None
+    with_level = calibrate(statistics, CountingParameters(row_dark="median"))
+    assert with_level.row_dark_level == plain.statistics["optimized_mean"]
+    assert with_level.model_copy(update={"row_dark_level": None}) == plain
+
+
+def test_row_dark_needs_a_pedestal() -> None:
+    below = sample(pedestal_frames(30, 4), dark=np.full(FRAME_SHAPE, 31.0))
+    with pytest.raises(CalibrationError, match="pedestal above 0") as caught:
+        calibrate(below, CountingParameters(row_dark="mean"))
+    assert "--row-dark" in caught.value.remedy

@@ -23,11 +23,11 @@ THRESHOLDS = Thresholds(background=40.0, xray=900.0, calibrated=True)
 ENDS_BADLY = {ScanState.FAILED, ScanState.ABORTED}
 
 
-def fit(samples: Mapping[int, bytes], record: ScanRecord) -> Thresholds | None:
+def fit(samples: Mapping[int, bytes], record: ScanRecord) -> tuple[Thresholds, bytes] | None:
     """Wants every sample block; a sample that says so cannot be fitted."""
     if b"bad" in samples.values():
         raise CalibrationError("no Gaussian fits")
-    return THRESHOLDS if set(record.sample_blocks) <= samples.keys() else None
+    return (THRESHOLDS, b"the sample") if set(record.sample_blocks) <= samples.keys() else None
 
 
 def end_of(sector: int) -> SectorEnd:
@@ -62,6 +62,7 @@ class World:
 
     states: dict[UUID, list[ScanState]] = field(default_factory=dict)
     told: dict[UUID, list[tuple[JobMessageKind, dict[str, Any]]]] = field(default_factory=dict)
+    samples: dict[UUID, bytes] = field(default_factory=dict)
     thresholds: dict[UUID, Thresholds] = field(default_factory=dict)
     summaries: dict[UUID, ScanSummary] = field(default_factory=dict)
 
@@ -78,11 +79,13 @@ class World:
 
     # Outputs
 
-    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any]) -> None:
+    def tell_ranks(self, kind: JobMessageKind, fields: dict[str, Any], binary: bytes = b"") -> None:
         uid = UUID(fields["record"]["uid"] if kind is JobMessageKind.PREPARE else fields["uid"])
         if kind is JobMessageKind.ASSEMBLE:
             assert not self.states[uid][-1].is_final, f"the ranks shall write a scan that is {self.states[uid][-1]}"
         self.told[uid].append((kind, fields))
+        if kind is JobMessageKind.THRESHOLDS:
+            self.samples[uid] = binary
 
     def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
         if self.states[uid][-1].is_final:
@@ -229,6 +232,7 @@ def test_a_scan_without_trouble_is_committed(ranks: int, records: list[ScanRecor
         check_orders(simulation, record)
         assert simulation.world.summaries[record.uid] == summary_of(record)
         assert (simulation.world.thresholds[record.uid] == THRESHOLDS) == (record.counting == CALIBRATED)
+        assert simulation.world.samples[record.uid] == (b"the sample" if record.counting == CALIBRATED else b"")
     assert simulation.conductor.unfinished == []
 
 
@@ -298,6 +302,31 @@ def assembling(world: World) -> tuple[Conductor, ScanRecord]:
     send_all(conductor, record)
     assert world.state(record) is ScanState.ASSEMBLING
     return conductor, record
+
+
+def test_thresholds_are_fixed_while_the_scan_before_is_being_written(
+    world: World, assembling: tuple[Conductor, ScanRecord]
+) -> None:
+    """The sample takes its way past the main thread of the ranks, which is busy with MPI."""
+    conductor, first = assembling
+    second = scan_record(uid=UUID(int=2), counting=CALIBRATED)
+    world.announce(conductor, second)
+    say(conductor, second, JobMessageKind.READY)
+    assert world.state(second) is ScanState.STREAMING
+    for block in second.sample_blocks:
+        conductor.told(JobMessage(JobMessageKind.SAMPLE, 0, {"uid": str(second.uid), "block": block}, b"good"))
+    assert world.thresholds[second.uid] == THRESHOLDS
+    assert world.kinds(second) == [JobMessageKind.PREPARE, JobMessageKind.THRESHOLDS]
+    assert world.state(first) is ScanState.ASSEMBLING
+
+
+def test_given_thresholds_are_told_as_they_are(world: World) -> None:
+    counting = CountingParameters(background=40, xray=900, row_dark="mean", row_dark_level=30)
+    conductor, record = Conductor(1, fit, world), scan_record(counting=counting)
+    world.announce(conductor, record)
+    told = dict(world.told[record.uid])[JobMessageKind.THRESHOLDS]["thresholds"]
+    assert Thresholds.model_validate(told) == world.thresholds[record.uid]
+    assert world.thresholds[record.uid] == Thresholds(background=40, xray=900, row_dark_level=30, calibrated=False)
 
 
 def test_what_ends_a_scan_while_the_dataset_is_written_comes_too_late(

@@ -1,6 +1,8 @@
 """The counting kernel against its definition."""
 
+import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from mpistream.model.errors import ConfigError, SourceError
 from mpistream.model.geometry import FRAME_SHAPE, HEADER_BYTES, SECTORS, SectorLayout
-from mpistream.reduction.electron_counting import ElectronCounter, count_electrons, simd_level
-from tests.unit.slow_reference import count_frame
+from mpistream.reduction.electron_counting import ElectronCounter, count_electrons, simd_levels
+from tests.unit.counting_cases import electrons_of
+from tests.unit.slow_reference import corrected_values, count_frame
 
 ROWS, COLUMNS = FRAME_SHAPE
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 70))
@@ -25,12 +27,6 @@ def noisy_frames(seed: int, shape: tuple[int, ...], electrons: float = 0.02) -> 
     frames += (random.random(shape) < electrons) * random.integers(20, 300, shape)
     frames[random.random(shape) < electrons / 50] = 5000
     return frames.astype(np.uint16)
-
-
-def electrons_of(frame: np.ndarray, background: float, xray: float, **references: np.ndarray) -> list[int]:
-    indices, offsets = count_electrons(frame[np.newaxis], background=background, xray=xray, **references)
-    assert offsets.tolist() == [0, len(indices)]
-    return indices.tolist()
 
 
 def scattered_sectors(
@@ -133,9 +129,24 @@ def test_a_negative_background_keeps_negative_values(xray: float) -> None:
     assert electrons_of(frame, -3, xray, dark=dark) == ([8] if xray else [])
 
 
-def test_a_single_pixel_has_no_neighbours() -> None:
-    assert electrons_of(np.array([[7]], np.uint16), 10, 20) == [0]
-    assert count_frame(np.array([[7]], np.uint16), 10, 20).tolist() == [0]
+def test_a_pixel_without_neighbours_counts_where_the_thresholds_keep_it() -> None:
+    mask = np.ones((3, 3), bool)
+    mask[1, 1] = False
+    for value, electrons in ((10, 0), (11, 1), (19, 1), (20, 0)):
+        single, among_masked = np.array([[value]], np.uint16), np.full((3, 3), value, np.uint16)
+        assert electrons_of(single, 10, 20) == [0] * electrons
+        assert electrons_of(among_masked, 10, 20, pixel_mask=mask) == [4] * electrons
+        assert count_frame(single, 10, 20).tolist() == [0] * electrons
+
+
+def test_masked_pixels_neither_are_electrons_nor_hinder_a_neighbour() -> None:
+    frame = np.zeros((3, 6), np.uint16)
+    frame[1, 1:5] = [50, 60, 70, 65]
+    for mask_dtype in (bool, np.uint8, np.int64):
+        mask = np.zeros((3, 6), mask_dtype)
+        assert electrons_of(frame, 10, 100, pixel_mask=mask) == [9]
+        mask[1, 3] = 1
+        assert electrons_of(frame, 10, 100, pixel_mask=mask) == [8, 10]
 
 
 def neighbouring_floats(value: float) -> list[float]:
@@ -159,16 +170,25 @@ def test_thresholds_at_a_raw_value(value: int) -> None:
         assert electrons_of(frame, 0, threshold) == ([4] if value < threshold else [])
 
 
-@pytest.mark.parametrize("dark_value", [0.1, 1 / 3, -29.7])
-def test_thresholds_at_a_corrected_value(dark_value: float) -> None:
+@pytest.mark.parametrize("correction", ["dark", "gain", "dark and gain", "row-dark and gain"])
+def test_thresholds_at_a_corrected_value(correction: str) -> None:
+    """What is rounded must be rounded before it is compared, also where few pixels are looked at closely."""
+    random = np.random.default_rng(4)
     frame = np.zeros((3, 3), np.uint16)
-    frame[1, 1] = 40
-    dark, gain = np.full((3, 3), dark_value, np.float32), np.full((3, 3), 1.7, np.float32)
-    dark[frame == 0] = 0
-    value = float((np.float32(40) - dark[1, 1]) * (np.float32(1) / gain[1, 1]))
-    for threshold in neighbouring_floats(value):
-        assert electrons_of(frame, threshold, np.inf, dark=dark, gain=gain) == ([4] if value > threshold else [])
-        assert electrons_of(frame, 0, threshold, dark=dark, gain=gain) == ([4] if value < threshold else [])
+    for _ in range(100):
+        frame[1, 1] = random.integers(40, 5000)
+        options: dict[str, Any] = {}
+        if "gain" in correction:
+            options["gain"] = np.full((3, 3), random.uniform(0.01, 3), np.float32)
+        if correction.startswith("dark"):
+            options["dark"] = np.where(frame == 0, 0, random.uniform(-30, 30)).astype(np.float32)
+        if correction.startswith("row-dark"):
+            options |= {"row_dark": "mean", "row_dark_level": random.uniform(10, 50)}
+        value = float(corrected_values(frame, **options)[1, 1])
+        assert value > 0
+        for threshold in neighbouring_floats(value):
+            assert electrons_of(frame, threshold, np.inf, **options) == ([4] if value > threshold else [])
+            assert electrons_of(frame, 0, threshold, **options) == ([4] if value < threshold else [])
 
 
 @pytest.mark.parametrize(("background", "xray"), [(-np.inf, np.inf), (-1e300, 1e300), (1e300, np.inf), (70000, 80000)])
@@ -198,15 +218,16 @@ def test_sectors_where_they_lie(layout: SectorLayout, references: str) -> None:
         images["gain"] = random.normal(1, 0.1, FRAME_SHAPE).astype(np.float32)
     for background in (50.5, -3.0):
         buffers, addresses = scattered_sectors(frames, layout, missing)
-        indices, counts = ElectronCounter(layout, background, 2000, **images).count_block(addresses)
+        counted = ElectronCounter(layout, background, 2000, **images).count_block(addresses)
         assert len(buffers) == 24 - missing.sum()
-        assert indices.dtype == counts.dtype == np.uint32
+        assert counted.indices.dtype == counted.counts.dtype == np.uint32
+        assert counted.centroids is None
         expected = [
             count_frame(frame, background, 2000, **images, missing=missing_pixels(layout, gone))
             for frame, gone in zip(frames, missing, strict=True)
         ]
-        assert counts.tolist() == [len(electrons) for electrons in expected]
-        np.testing.assert_array_equal(indices, np.concatenate(expected))
+        assert counted.counts.tolist() == [len(electrons) for electrons in expected]
+        np.testing.assert_array_equal(counted.indices, np.concatenate(expected))
 
 
 @pytest.mark.parametrize("layout", SectorLayout)
@@ -214,8 +235,7 @@ def test_maxima_cross_sector_borders(layout: SectorLayout) -> None:
     frame = np.zeros((1, *FRAME_SHAPE), np.uint16)
     frame[0, 143, 143], frame[0, 144, 144] = 40, 41
     _buffers, addresses = scattered_sectors(frame, layout, np.zeros((1, SECTORS), bool))
-    indices, _ = ElectronCounter(layout, 10, 1000).count_block(addresses)
-    assert indices.tolist() == [144 * COLUMNS + 144]
+    assert ElectronCounter(layout, 10, 1000).count_block(addresses).indices.tolist() == [144 * COLUMNS + 144]
 
 
 def test_the_greatest_number_of_electrons_fits() -> None:
@@ -223,29 +243,29 @@ def test_the_greatest_number_of_electrons_fits() -> None:
     frames[:, ::2, ::2] = 100
     _buffers, addresses = scattered_sectors(frames, SectorLayout.ROWS, np.zeros((3, SECTORS), bool))
     counter = ElectronCounter(SectorLayout.ROWS, 10, 1000)
-    _, first_counts = counter.count_block(addresses[:1])
-    indices, counts = counter.count_block(addresses)
-    assert first_counts.tolist() == [288 * 288]
-    assert counts.tolist() == [288 * 288] * 3
-    np.testing.assert_array_equal(indices, np.tile(np.flatnonzero(frames[0]), 3))
+    first, counted = counter.count_block(addresses[:1]), counter.count_block(addresses)
+    assert first.counts.tolist() == [288 * 288]
+    assert counted.counts.tolist() == [288 * 288] * 3
+    np.testing.assert_array_equal(counted.indices, np.tile(np.flatnonzero(frames[0]), 3))
+    np.testing.assert_array_equal(counter.diffraction_sum, 4 * (frames[0] > 0))
 
 
 def test_blocks_own_their_results() -> None:
     frames = noisy_frames(5, (2, *FRAME_SHAPE))
     _buffers, addresses = scattered_sectors(frames, SectorLayout.ROWS, np.zeros((2, SECTORS), bool))
-    counter = ElectronCounter(SectorLayout.ROWS, 50, 2000)
-    first, _ = counter.count_block(addresses[:1])
-    kept = first.copy()
+    counter = ElectronCounter(SectorLayout.ROWS, 50, 2000, centroids=True, annuli=[np.ones(FRAME_SHAPE, bool)])
+    first = counter.count_block(addresses[:1])
+    kept = [array.copy() for array in vars(first).values()]
     counter.count_block(addresses[1:])
-    np.testing.assert_array_equal(first, kept)
-    no_frames, no_counts = counter.count_block(addresses[:0])
-    assert len(no_frames) == len(no_counts) == 0
+    for array, copied in zip(vars(first).values(), kept, strict=True):
+        np.testing.assert_array_equal(array, copied)
 
 
-@pytest.mark.parametrize("addresses", [np.zeros((2, 4), np.int64), np.zeros((2, 3), np.uint64), np.zeros(4, np.uint64)])
-def test_addresses_of_another_kind_are_refused(addresses: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"address|Buffer"):
-        ElectronCounter(SectorLayout.ROWS, 10, 20).count_block(addresses)
+def test_a_block_without_frames() -> None:
+    counter = ElectronCounter(SectorLayout.ROWS, 50, 2000, centroids=True, annuli=[np.ones(FRAME_SHAPE, bool)])
+    counted = counter.count_block(np.empty((0, SECTORS), np.uint64))
+    shapes = {name: array.shape for name, array in vars(counted).items()}
+    assert shapes == {"indices": (0,), "counts": (0,), "centroids": (0, 2), "moments": (0, 2), "annuli": (0, 1)}
 
 
 # --- the public function
@@ -273,29 +293,11 @@ def test_strides_byte_order_and_no_frames() -> None:
     assert offsets.tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    ("frames", "message"),
-    [
-        (np.zeros((1, 4, 4), np.int32), "dtype int32"),
-        (np.zeros((1, 4, 4), np.float32), "dtype float32"),
-        (np.zeros((4, 4), np.uint16), r"shape \(4, 4\)"),
-        (np.zeros((1, 0, 4), np.uint16), "0 rows"),
-    ],
-)
-def test_frames_that_are_none(frames: np.ndarray, message: str) -> None:
-    with pytest.raises(SourceError, match=message) as caught:
-        count_electrons(frames, background=1, xray=2)
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(("background", "xray"), [(np.nan, 5), (5, np.nan), (5, 5), (6, 5), (np.inf, np.inf)])
-def test_thresholds_that_keep_nothing(background: float, xray: float) -> None:
-    with pytest.raises(ConfigError) as caught:
-        count_electrons(np.zeros((1, 4, 4), np.uint16), background=background, xray=xray)
-    assert caught.value.remedy
-
-
-def test_simd_level_is_what_the_processor_has() -> None:
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
-    best = "avx512" if {"avx512bw", "avx512vl", "avx512dq"} <= flags else "avx2" if "avx2" in flags else "portable"
-    assert simd_level() == best
+def test_simd_levels_are_what_the_processor_has() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    expected = ["portable"]
+    if {"avx2", "bmi2"} <= flags:
+        expected.insert(0, "avx2")
+        if {"avx512bw", "avx512vl", "avx512dq"} <= flags:
+            expected.insert(0, "avx512")
+    assert list(simd_levels()) == (["neon"] if platform.machine() == "aarch64" else expected)

@@ -38,7 +38,8 @@ def messages_of(present: tuple[int, ...] = (0b1111,) * SECTORS, **more) -> list[
 def check_counts(block: AssembledBlock, encoding: Encoding = RECORD.encoding) -> None:
     """The events are those that the slow reference finds in the camera's frames."""
     counter = ElectronCounter(encoding.layout, BACKGROUND, XRAY)
-    indices, counts = counter.count_block(block.sector_addresses)
+    counted = counter.count_block(block.sector_addresses)
+    indices, counts = counted.indices, counted.counts
     expected = []
     for number, missing_sectors in zip(block.frame_number.tolist(), block.missing_sectors.tolist(), strict=True):
         missing = np.zeros(FRAME_SHAPE, bool)

@@ -176,10 +176,10 @@ def test_garbage_is_refused_or_understood_but_never_breaks(unpack, message: byte
         [b"[]", b""],
         [b"null", b""],
         [b"{}", b""],
-        [b'{"version": 1, "kind": "dance", "rank": 0, "fields": {}}', b""],
-        [b'{"version": 1, "kind": "ready", "rank": null, "fields": {}}', b""],
-        [b'{"version": 1, "kind": "ready", "rank": 0}', b""],
-        [b'{"version": 2, "kind": "ready", "rank": 0, "fields": {}}', b""],
+        [b'{"version": 2, "kind": "dance", "rank": 0, "fields": {}}', b""],
+        [b'{"version": 2, "kind": "ready", "rank": null, "fields": {}}', b""],
+        [b'{"version": 2, "kind": "ready", "rank": 0}', b""],
+        [b'{"version": 1, "kind": "ready", "rank": 0, "fields": {}}', b""],
     ],
 )
 def test_a_malformed_job_message_is_refused(parts: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Dark and gain references: what is taken, what is refused, and what the refusal says."""
+"""Dark and gain references and pixel masks: what is taken, what is refused, and what the refusal says."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 
 from mpistream.model.errors import ReferenceImageError
 from mpistream.model.geometry import FRAME_SHAPE, SectorLayout
-from mpistream.reduction.electron_counting import ElectronCounter, load_reference_image
+from mpistream.reduction.electron_counting import ElectronCounter
+from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
 
 
 def with_pixel(value: float) -> np.ndarray:
@@ -64,6 +65,34 @@ def test_files_that_are_no_references(tmp_path: Path) -> None:
     np.save(tmp_path / "whole.npy", np.zeros(FRAME_SHAPE))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:100_000])
     for name in ("text.npy", "empty.npy", "objects.npy", "cut.npy", "absent.npy", "."):
-        with pytest.raises(ReferenceImageError, match=re.escape(str(tmp_path / name))) as caught:
-            load_reference_image(tmp_path / name, "dark")
-        assert caught.value.remedy
+        for load in (lambda path: load_reference_image(path, "dark"), load_pixel_mask):
+            with pytest.raises(ReferenceImageError, match=re.escape(str(tmp_path / name))) as caught:
+                load(tmp_path / name)
+            assert caught.value.remedy
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64, ">u2"])
+def test_masks_from_files(dtype: str, tmp_path: Path) -> None:
+    """All but 0 is a bad pixel."""
+    mask = np.random.default_rng(1).integers(0, 2, FRAME_SHAPE)
+    np.save(tmp_path / "mask.npy", np.asfortranarray((mask * 256 if dtype == ">u2" else -mask).astype(dtype)))
+    loaded = load_pixel_mask(tmp_path / "mask.npy")
+    assert loaded.dtype == bool
+    assert loaded.flags.c_contiguous
+    np.testing.assert_array_equal(loaded, mask == 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros(FRAME_SHAPE), "dtype float64"),
+        (np.zeros((4, 144, 576), bool), r"shape \(4, 144, 576\)"),
+        (np.ones(FRAME_SHAPE, bool), "every pixel"),
+    ],
+)
+def test_masks_that_do_not_fit(mask: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", mask)
+    with pytest.raises(ReferenceImageError, match=message) as caught:
+        load_pixel_mask(tmp_path / "mask.npy")
+    assert str(tmp_path / "mask.npy") in caught.value.message
+    assert caught.value.remedy

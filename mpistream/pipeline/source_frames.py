@@ -1,0 +1,94 @@
+"""The frames of a source in this process, as a scan's ranks would see them: without MPI, etcd or a network."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import numpy as np
+
+from mpistream.acquisition.source import SectorSource, absolute_specification, describe_source, open_source
+from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.protocol import BlockHeader
+from mpistream.model.scan import CountingParameters, ScanRecord
+from mpistream.reduction.calibration import SampleStatistics, merge_sample, sample_block
+from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
+from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
+
+
+def record_of_source(
+    specification: str,
+    block_frames: int,
+    counting: CountingParameters,
+    *,
+    output: str = "",
+    overwrite: bool = False,
+    direct: bool = False,
+) -> tuple[ScanRecord, tuple[str, ...]]:
+    """The record of a scan of this source, but for the routing table, and notes for the user. Raises SourceError."""
+    description = describe_source(specification)
+    record = ScanRecord(
+        uid=uuid.uuid4(),
+        scan_number=description.scan_number,
+        rows=description.scan_shape.rows,
+        columns=description.scan_shape.columns,
+        source=absolute_specification(specification),
+        encoding=description.encoding,
+        first_frame=description.first_frame,
+        last_frame=description.last_frame,
+        block_frames=block_frames,
+        routing_version=0,
+        direct=direct,
+        counting=counting,
+        output=output,
+        overwrite=overwrite,
+        announced_unix_seconds=time.time(),
+    )
+    return record, description.notes
+
+
+def source_blocks(record: ScanRecord, blocks: range | None = None) -> Iterator[AssembledBlock]:
+    """The blocks of a scan's source, put together, in ascending order; ``blocks`` are some of ``record.block_range``.
+
+    Each has memory of its own, which it keeps. Raises SourceError.
+    """
+    assembly = FrameAssembly(record)
+    with ExitStack() as opened:
+        sources = [opened.enter_context(closing(open_source(record.source, sector))) for sector in range(SECTORS)]
+        for block in record.block_range if blocks is None else blocks:
+            for source in sources:
+                assembled = assembly.add(*_message(record, source, block))
+            assert assembled is not None, "four sectors make a block"
+            yield assembled
+
+
+def sample_source(record: ScanRecord) -> SampleStatistics:
+    """The sample that a scan of this record is calibrated from. Raises SourceError, ReferenceImageError."""
+    counting = record.counting
+    dark = load_reference_image(counting.dark, "dark") if counting.dark else None
+    gain = load_reference_image(counting.gain, "gain") if counting.gain else None
+    mask = load_pixel_mask(counting.pixel_mask) if counting.pixel_mask else None
+    layout = record.encoding.layout
+    blocks = source_blocks(record, record.sample_blocks)
+    sampled = (sample_block(block.sector_addresses, layout, dark, gain, mask) for block in blocks)
+    return merge_sample(sampled, counting.sample_frames)
+
+
+def _message(record: ScanRecord, source: SectorSource, block: int) -> tuple[BlockHeader, memoryview]:
+    """One sector's block as its producer would send it."""
+    buffer = np.empty(record.block_frames * RECORD_BYTES, np.uint8).data
+    present = source.read_block(block, record.block_frames, buffer)
+    payload = buffer[: present.bit_count() * RECORD_BYTES]
+    header = BlockHeader(
+        record.encoding,
+        source.sector,
+        record.block_frames,
+        record.routing_version,
+        source.sector,
+        record.uid.bytes,
+        0,
+        block,
+        present,
+        payload.nbytes,
+    )
+    return header, payload
