@@ -180,7 +180,10 @@ static inline uint16_t noise_of(const struct counting *plan)
 /* The largest raw value that is no x-ray. */
 static inline uint16_t last_of(const struct counting *plan)
 {
-    return (uint16_t)(plan->xray <= 65535 ? __builtin_ceilf(plan->xray) - 1 : 65535);
+    if (plan->xray > 65535)
+        return 65535;
+    int whole = (int)plan->xray; /* it is above the background, hence above 0 */
+    return (uint16_t)((float)whole < plan->xray ? whole : whole - 1);
 }
 
 /* Puts one row together from sectors side by side. */
