@@ -73,7 +73,7 @@ TARGET static uint32_t NAME(find_in_half_rows)(const struct frame_rows *frame, c
 }
 
 /* Compares the pixels of the first `n` candidates with their neighbours; leaves in `candidates` and `found` the first
- * pixel and the maxima of each group that has any, and returns their number. `corrections` is a constant where it pays.
+ * pixel and the maxima of each group that has any, and returns their number.
  */
 TARGET INLINE uint32_t NAME(compare)(const struct frame_rows *frame, const struct counting *plan, int first, int end,
                                      uint32_t n, int corrections)
@@ -99,6 +99,31 @@ TARGET INLINE uint32_t NAME(compare)(const struct frame_rows *frame, const struc
     return kept;
 }
 
+/* compare() with each combination of corrections as a constant. */
+TARGET static uint32_t NAME(compare_as)(const struct frame_rows *frame, const struct counting *plan, int first, int end,
+                                        uint32_t n, int corrections)
+{
+#define WITH(corrections)                                                                                              \
+    case corrections:                                                                                                  \
+        return NAME(compare)(frame, plan, first, end, n, corrections)
+    switch (corrections) {
+        WITH(0);
+        WITH(HAS_GAIN);
+        WITH(HAS_DARK);
+        WITH(HAS_DARK | HAS_GAIN);
+        WITH(HAS_ROW_DARK);
+        WITH(HAS_ROW_DARK | HAS_GAIN);
+        WITH(HAS_KEEP);
+        WITH(HAS_KEEP | HAS_GAIN);
+        WITH(HAS_KEEP | HAS_DARK);
+        WITH(HAS_KEEP | HAS_DARK | HAS_GAIN);
+        WITH(HAS_KEEP | HAS_ROW_DARK);
+        WITH(HAS_KEEP | HAS_ROW_DARK | HAS_GAIN);
+    }
+#undef WITH
+    return 0; /* dark and row-dark together are refused */
+}
+
 /* Appends the electrons of rows `first` to `end` - 1, which are ready, as are their neighbours. */
 TARGET static uint32_t *NAME(count_band)(const struct frame_rows *frame, const struct counting *plan, int first,
                                          int end, uint32_t *indices)
@@ -112,22 +137,7 @@ TARGET static uint32_t *NAME(count_band)(const struct frame_rows *frame, const s
         kept = NAME(find_corrected)(frame, plan, first, end);
     else
         kept = NAME(find_raw)(frame, plan, first, end, noise_of(plan));
-    switch (corrections) {
-    case 0:
-        kept = NAME(compare)(frame, plan, first, end, kept, 0);
-        break;
-    case HAS_DARK:
-        kept = NAME(compare)(frame, plan, first, end, kept, HAS_DARK);
-        break;
-    case HAS_ROW_DARK:
-        kept = NAME(compare)(frame, plan, first, end, kept, HAS_ROW_DARK);
-        break;
-    case HAS_DARK | HAS_GAIN:
-        kept = NAME(compare)(frame, plan, first, end, kept, HAS_DARK | HAS_GAIN);
-        break;
-    default:
-        kept = NAME(compare)(frame, plan, first, end, kept, corrections);
-    }
+    kept = NAME(compare_as)(frame, plan, first, end, kept, corrections);
     for (uint32_t i = 0; i < kept; i++)
         for (uint32_t maxima = frame->found[i]; maxima; maxima &= maxima - 1)
             *indices++ = frame->candidates[i] + (uint32_t)__builtin_ctz(maxima);

@@ -89,6 +89,17 @@ TARGET INLINE void NAME(load_pixels)(pixel *out, const struct frame_row *row, in
             out[offset + i] = row->keep[first + i] ? out[offset + i] : 0;
 }
 
+/* Are all pixels of the group and around it good? Most often, since masks are sparse. */
+TARGET INLINE int NAME(all_kept)(const struct frame_row *here, int first)
+{
+    uint8_t keep = 255;
+
+    for (int row = -1; row < 2; row++)
+        for (int i = 0; i < GROUP + 2; i++)
+            keep &= here[row].keep[first + i];
+    return keep != 0;
+}
+
 /* The maxima among rows of pixels where they lie; returns 0, and no maxima, where there are x-rays. */
 TARGET INLINE int NAME(maxima_in_place)(uint32_t *maxima, const pixel *above, const pixel *here, const pixel *below,
                                         uint16_t background, uint16_t last)
@@ -116,7 +127,7 @@ TARGET INLINE uint32_t NAME(raw_maxima)(const struct frame_rows *frame, const st
     const int end = smallest(column + GROUP + 1, plan->columns);
     uint16_t above[GROUP + 2], here[GROUP + 2], below[GROUP + 2];
 
-    if (!(corrections & HAS_KEEP) && end - first == GROUP + 2) {
+    if (end - first == GROUP + 2 && (!(corrections & HAS_KEEP) || NAME(all_kept)(here_row, first))) {
         uint32_t maxima;
         if (NAME(maxima_in_place)(&maxima, here_row[-1].raw + first, here_row->raw + first, here_row[1].raw + first,
                                   background, last))
@@ -192,7 +203,8 @@ TARGET INLINE uint32_t NAME(corrected_maxima)(const struct frame_rows *frame, co
     const int end = smallest(column + GROUP + 1, plan->columns), middle = plan->columns / 2;
     float above[GROUP + 2], here[GROUP + 2], below[GROUP + 2];
 
-    if (!(corrections & HAS_KEEP) && end - first == GROUP + 2 && (end <= middle || first >= middle)) {
+    if (end - first == GROUP + 2 && (end <= middle || first >= middle) &&
+        (!(corrections & HAS_KEEP) || NAME(all_kept)(here_row, first))) {
         struct frame_row rows[3] = {here_row[-1], here_row[0], here_row[1]};
         uint32_t maxima;
         for (int i = 0; i < 3; i++) {
@@ -219,11 +231,11 @@ TARGET static uint32_t NAME(count_below)(const pixel *values, int length, uint32
 
     if (limit == 0)
         return 0;
-    for (int first = 0; first < length; first += 32768) {
-        int n = smallest(length - first, 32768);
+    for (int n; length > 0; length -= n, values += n) {
         uint16_t below = 0;
+        n = smallest(length, 32768);
         for (int i = 0; i < n; i++)
-            below += values[first + i] <= last;
+            below += values[i] <= last;
         total += below;
     }
     return total;

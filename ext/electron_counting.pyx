@@ -115,6 +115,8 @@ cdef class BlockCounter:
             raise ValueError("half_row_gain is not [rows, 2]")
         if least is None and not row_dark and not (dark is None and inverse_gain is None):
             raise ValueError("a dark or gain reference needs the least raw values of electrons")
+        if row_dark and dark is not None:
+            raise ValueError("row-dark takes the place of a dark reference")
         if pattern is None or not 0 <= annuli <= MOST_ANNULI or (annuli and labels is None) or not 0 <= row_dark <= 2:
             raise ValueError(f"wanting a pattern, labels of up to {MOST_ANNULI} annuli, and row_dark of 0 to 2")
         self.plan.rows = rows

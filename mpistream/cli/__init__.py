@@ -45,6 +45,7 @@ class _Group(click.Group):
         "produce": "mpistream.cli.processes",
         "aggregate": "mpistream.cli.processes",
         "consume": "mpistream.cli.processes",
+        "bench": "mpistream.cli.bench",
         "doctor": "mpistream.cli.doctor",
     },
 )
