@@ -7,18 +7,10 @@
 #ifndef MPISTREAM_COUNTING_FRAME_H
 #define MPISTREAM_COUNTING_FRAME_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the camera's pixels are little-endian; this machine is not"
-#endif
+#include "pixels.h"
 
 /* Calls in the inner loops would cost more than what they do. */
 #define INLINE static inline __attribute__((always_inline))
-
-typedef uint16_t pixel __attribute__((aligned(1), may_alias));
 
 /* Rows are worked on in bands, which stay in the first-level cache between the two looks at them. A power of two. */
 enum { BAND_ROWS = 8 };
@@ -71,6 +63,7 @@ struct frame_rows {
     pixel *half_row;              /* scratch for one half-row */
     uint32_t *candidates;         /* scratch for the groups of a band, and what is found in them */
     uint32_t *found;
+    uint8_t (*masked)[2];         /* rows: whether a pixel of the half-row is masked */
     float *values;                /* scratch for three rows with a pixel on either side */
     uint32_t *lanes;              /* of each group of LEAST_GROUP pixels: bit i + 1 for pixel i inside the row, */
     uint32_t *own;                /* bit 0 and 31 for those on either side of it, which `own` leaves out */
@@ -105,6 +98,7 @@ static size_t lay_out(struct frame_rows *frame, const struct counting *plan, cha
     TAKE(rows, (size_t)plan->rows + 2);
     TAKE(frame->ring, plan->side_by_side ? RING_ROWS * columns : 0);
     TAKE(frame->half_row, columns);
+    TAKE(frame->masked, (size_t)plan->rows);
     TAKE(frame->candidates, BAND_ROWS * groups);
     TAKE(frame->found, BAND_ROWS * groups);
     TAKE(frame->values, 3 * (columns + 2));
@@ -119,6 +113,10 @@ static size_t lay_out(struct frame_rows *frame, const struct counting *plan, cha
     for (int row = -1; row <= plan->rows; row++)
         frame->rows[row] = (struct frame_row){(const pixel *)zeros, (const float *)zeros, (const float *)zeros,
                                               (const uint8_t *)zeros, {0, 0}, {0, 0}};
+    memset(frame->masked, 0, (size_t)plan->rows * sizeof *frame->masked);
+    for (size_t row = 0; plan->keep && row < (size_t)plan->rows; row++)
+        for (size_t column = 0; column < columns; column++)
+            frame->masked[row][column >= columns / 2] |= !plan->keep[row * columns + column];
     for (size_t group = 0; group < groups; group++) {
         frame->lanes[group] = frame->own[group] = 0;
         for (size_t lane = 0; lane < LEAST_GROUP + 2; lane++) {

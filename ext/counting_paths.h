@@ -2,8 +2,8 @@
  * (counting_plain.h or counting_avx512.h).
  *
  * Two looks at every band of rows: the first only tells the groups in which a pixel is above the background, one in
- * five at 2,400 electrons per frame; the second compares the pixels of those with their neighbours. Neither branches on
- * what single pixels hold.
+ * six at 2,400 electrons per frame; the second compares the pixels of those with their neighbours. But for x-rays,
+ * which are rare, neither branches on what single pixels hold.
  */
 
 /* Rows are put together and scaled up to `end`, the one below the band included. */

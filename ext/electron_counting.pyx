@@ -45,7 +45,6 @@ cdef extern from "electron_counting.h" nogil:
         add_sums_function add_sums
 
     int MOST_ANNULI
-    int CENTROID_STEPS
     const counting_path *counting_paths()
     size_t counting_scratch_bytes(const counting *plan)
     size_t lay_out(frame_rows *frame, const counting *plan, char *scratch)
@@ -53,7 +52,6 @@ cdef extern from "electron_counting.h" nogil:
 
 
 most_annuli = MOST_ANNULI
-centroid_steps = CENTROID_STEPS
 
 
 def simd_levels() -> tuple[str, ...]:
@@ -103,7 +101,7 @@ cdef class BlockCounter:
     cdef add_sums_function add_sums
     cdef tuple kept_alive
 
-    def __init__(self, int rows, int columns, int sectors, bint side_by_side, float background, float xray, dark,
+    def __init__(self, *, int rows, int columns, int sectors, bint side_by_side, float background, float xray, dark,
                  inverse_gain, keep, least, int row_dark, float row_dark_level, half_row_gain, labels, int annuli,
                  pattern, str simd):
         if rows < 1 or columns < 1 or sectors < 1 or (columns if side_by_side else rows) % sectors:

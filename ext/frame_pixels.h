@@ -6,27 +6,17 @@
 #ifndef MPISTREAM_FRAME_PIXELS_H
 #define MPISTREAM_FRAME_PIXELS_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the camera's pixels are little-endian; this machine is not"
-#endif
+#include "pixels.h"
 
 /* The loops over a row are compiled once per instruction set; the loader picks the best one (glibc's ifunc). */
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
-#define HAS_CLONES 1
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #endif
 #endif
 #ifndef FOR_EACH_CPU
-#define HAS_CLONES 0
 #define FOR_EACH_CPU
 #endif
-
-typedef uint16_t pixel __attribute__((aligned(1), may_alias));
 
 /* How the sectors lie in a frame, and what is done to its pixels. */
 struct frame_pixels {

@@ -3,20 +3,32 @@
  */
 
 /* The pixels of a half-row that are there: where they lie, or copied to `frame->half_row`. */
-static const pixel *NAME(half_row_pixels)(struct frame_rows *frame, const struct counting *plan, int row, int half,
-                                          int *length)
+TARGET static const pixel *NAME(half_row_pixels)(struct frame_rows *frame, const struct counting *plan, int row,
+                                                 int half, int *length)
 {
-    int first = half ? plan->columns / 2 : 0;
-    int end = half ? plan->columns : plan->columns / 2;
-
-    if (!frame->incomplete && !plan->keep) {
-        *length = end - first;
-        return frame->rows[row].raw + first;
-    }
+    const struct frame_row *here = frame->rows + row;
+    const int first = half ? plan->columns / 2 : 0, end = half ? plan->columns : plan->columns / 2;
+    const int run_length = plan->side_by_side ? plan->columns / plan->sectors : plan->columns;
+    const int masked = frame->masked[row][half];
     int n = 0;
-    for (int column = first; column < end; column++)
-        if (is_there(frame, plan, row, column))
-            frame->half_row[n++] = frame->rows[row].raw[column];
+
+    if (here->raw == frame->rows[-1].raw) { /* the row's sector is missing */
+        *length = 0;
+        return here->raw;
+    }
+    if (!masked && !(plan->side_by_side && frame->incomplete)) {
+        *length = end - first;
+        return here->raw + first;
+    }
+    for (int column = first, run_end; column < end; column = run_end) {
+        run_end = smallest(end, (column / run_length + 1) * run_length);
+        if (plan->side_by_side && frame->sectors[column / run_length] == 0)
+            continue;
+        for (int c = column; c < run_end; c++) {
+            frame->half_row[n] = here->raw[c];
+            n += !masked || here->keep[c];
+        }
+    }
     *length = n;
     return frame->half_row;
 }

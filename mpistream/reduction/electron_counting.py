@@ -138,25 +138,26 @@ class FrameCounter:
         self._centroids = centroids
         self._n_annuli = len(annuli)
         self._counter = _kernel.BlockCounter(
-            *shape,
-            sectors,
-            side_by_side,
-            below,
-            above,
-            dark,
-            inverse_gain,
-            _keep(pixel_mask, shape),
-            _least_values(max(below, 0.0), dark, inverse_gain) if needs_least else None,
-            kind_of_row_dark,
-            level,
-            _half_row_gain(inverse_gain) if kind_of_row_dark and inverse_gain is not None else None,
-            _labels(annuli, shape),
-            len(annuli),
-            self.diffraction_sum,
-            _check_simd(simd),
+            rows=shape[0],
+            columns=shape[1],
+            sectors=sectors,
+            side_by_side=side_by_side,
+            background=below,
+            xray=above,
+            dark=dark,
+            inverse_gain=inverse_gain,
+            keep=_keep(pixel_mask, shape),
+            least=_least_values(max(below, 0.0), dark, inverse_gain) if needs_least else None,
+            row_dark=kind_of_row_dark,
+            row_dark_level=level,
+            half_row_gain=_half_row_gain(inverse_gain) if kind_of_row_dark and inverse_gain is not None else None,
+            labels=_labels(annuli, shape),
+            annuli=len(annuli),
+            pattern=self.diffraction_sum,
+            simd=_check_simd(simd),
         )
         self._indices = np.empty(0, np.uint32)
-        self._offsets: npt.NDArray[np.int8] | None = None
+        self._centroid_buffer: npt.NDArray[np.int8] | None = None
 
     def count_block(self, sector_addresses: npt.NDArray[np.uint64]) -> CountedFrames:
         """Counts the frames of uint64[n, sectors] addresses: where the pixels of each sector begin, at any alignment
@@ -166,21 +167,21 @@ class FrameCounter:
         """
         n = len(sector_addresses)
         most = n * self._counter.most_electrons
-        if self._offsets is None or len(self._indices) < most:
+        if self._centroid_buffer is None or len(self._indices) < most:
             # Pages that are never written cost nothing: this is the worst case, not what is used.
             self._indices = np.empty(most, np.uint32)
-            self._offsets = np.empty((most if self._centroids else 0, 2), np.int8)
+            self._centroid_buffer = np.empty((most if self._centroids else 0, 2), np.int8)
         counts, moments = np.empty(n, np.uint32), np.empty((n, 2), np.uint64)
         on_annuli = np.empty((n, self._n_annuli), np.uint64)
         total = self._counter.count(
             np.ascontiguousarray(sector_addresses),
             self._indices,
-            self._offsets if self._centroids else None,
+            self._centroid_buffer if self._centroids else None,
             counts,
             moments,
             on_annuli,
         )
-        centroids = self._offsets[:total].copy() if self._centroids else None
+        centroids = self._centroid_buffer[:total].copy() if self._centroids else None
         return CountedFrames(self._indices[:total].copy(), counts, centroids, moments, on_annuli)
 
 
@@ -239,8 +240,8 @@ def _labels(annuli: Sequence[npt.NDArray[np.bool_]], shape: tuple[int, int]) -> 
     for bit, mask in enumerate(annuli):
         if mask.shape != shape:
             raise ConfigError(f"annulus {bit} has the shape {mask.shape}", f"give masks of the frames' shape, {shape}")
-        labels |= mask.astype(np.uint8) << np.uint8(bit)
-    return labels if annuli else None
+        labels |= (np.asarray(mask) != 0).astype(np.uint8) << np.uint8(bit)
+    return labels if len(annuli) else None
 
 
 def _least_values(
