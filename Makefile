@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 KERNELS := $(wildcard ext/*.pyx ext/*.h)
-FUZZER := build/fuzz_counting
+FUZZERS := build/fuzz_counting build/fuzz_statistics
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
@@ -39,13 +39,13 @@ lint: setup ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fuzz: setup $(FUZZER) ## random frames through the kernel under sanitizers, for FUZZ_SECONDS (60); FUZZ_SEED repeats a run
-	$(FUZZER) $(FUZZ_SEED) 1000000000 $(FUZZ_SECONDS)
+fuzz: setup $(FUZZERS) ## random frames through the kernels under sanitizers, FUZZ_SECONDS each (60); FUZZ_SEED repeats
+	@for fuzzer in $(FUZZERS); do $$fuzzer $(FUZZ_SEED) 1000000000 $(FUZZ_SECONDS) || exit 1; done
 
-$(FUZZER): $(wildcard tests/fuzz/*.[ch] ext/*.h)
+build/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard tests/fuzz/*.h ext/*.h)
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all \
-	    -Wall -Wextra -Iext tests/fuzz/fuzz_counting.c -o $@ -lm
+	    -Wall -Wextra -Iext $< -o $@ -lm
 
 format: setup ## rewrites the sources as ruff wants them
 	$(BIN)/ruff check --fix .

@@ -43,25 +43,44 @@ static void correct_run(float *restrict values, const pixel *restrict raw, const
             values[i] *= inverse_gain[i];
 }
 
+/* The part of a row that lies in one sector: the whole row, or one of several beside each other. */
+struct run {
+    int sector;
+    int length;
+    size_t offset; /* of its first pixel in the sector */
+    size_t first;  /* the same pixel in the frame */
+};
+
+static inline int runs_per_row(const struct frame_pixels *frame) { return frame->side_by_side ? frame->sectors : 1; }
+
+static inline struct run run_of(const struct frame_pixels *frame, int row, int number)
+{
+    int length = frame->columns / runs_per_row(frame);
+    int rows_per_sector = frame->side_by_side ? frame->rows : frame->rows / frame->sectors;
+    struct run run = {frame->side_by_side ? number : row / rows_per_sector, length,
+                      (size_t)(row % rows_per_sector) * length,
+                      (size_t)row * frame->columns + (size_t)number * length};
+    return run;
+}
+
+static inline const pixel *pixels_of(const struct run *run, const uint64_t *sectors)
+{
+    return (const pixel *)(uintptr_t)sectors[run->sector] + run->offset;
+}
+
 /* Row `row` of the frame, corrected; a missing sector's pixels are 0 whatever the dark reference says. */
 static void correct_row(float *values, const struct frame_pixels *frame, const uint64_t *sectors, int row)
 {
-    int runs = frame->side_by_side ? frame->sectors : 1;
-    int length = frame->columns / runs;
-    int rows_per_sector = frame->side_by_side ? frame->rows : frame->rows / frame->sectors;
+    for (int number = 0; number < runs_per_row(frame); number++) {
+        struct run run = run_of(frame, row, number);
+        float *out = values + (size_t)number * run.length;
 
-    for (int run = 0; run < runs; run++) {
-        int sector = frame->side_by_side ? run : row / rows_per_sector;
-        float *out = values + (size_t)run * length;
-        size_t first = (size_t)row * frame->columns + (size_t)run * length;
-
-        if (sectors[sector] == 0) {
-            memset(out, 0, length * sizeof(float));
+        if (sectors[run.sector] == 0) {
+            memset(out, 0, run.length * sizeof(float));
             continue;
         }
-        const pixel *raw = (const pixel *)(uintptr_t)sectors[sector] + (size_t)(row % rows_per_sector) * length;
-        correct_run(out, raw, frame->dark ? frame->dark + first : NULL,
-                    frame->inverse_gain ? frame->inverse_gain + first : NULL, length);
+        correct_run(out, pixels_of(&run, sectors), frame->dark ? frame->dark + run.first : NULL,
+                    frame->inverse_gain ? frame->inverse_gain + run.first : NULL, run.length);
     }
 }
 

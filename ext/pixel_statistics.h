@@ -73,22 +73,17 @@ static int keep_good_values(float *values, const uint8_t *mask, int length)
 static void sample_raw_frame(const struct frame_pixels *frame, const uint64_t *sectors, const uint8_t *mask,
                              uint16_t *scratch_row, uint32_t *counts)
 {
-    int runs = frame->side_by_side ? frame->sectors : 1;
-    int length = frame->columns / runs;
-    int rows_per_sector = frame->side_by_side ? frame->rows : frame->rows / frame->sectors;
-
     for (int row = 0; row < frame->rows; row++)
-        for (int run = 0; run < runs; run++) {
-            int sector = frame->side_by_side ? run : row / rows_per_sector;
-            const pixel *raw = (const pixel *)(uintptr_t)sectors[sector] + (size_t)(row % rows_per_sector) * length;
-            const uint8_t *masked = mask ? mask + (size_t)row * frame->columns + (size_t)run * length : NULL;
+        for (int number = 0; number < runs_per_row(frame); number++) {
+            struct run run = run_of(frame, row, number);
+            const pixel *raw = pixels_of(&run, sectors);
+            int length = run.length;
 
-            if (masked && memchr(masked, 1, length)) {
-                int kept = keep_good_pixels(scratch_row, raw, masked, length);
-                add_raw(counts, scratch_row, kept);
-            } else {
-                add_raw(counts, raw, length);
+            if (mask && memchr(mask + run.first, 1, length)) {
+                length = keep_good_pixels(scratch_row, raw, mask + run.first, length);
+                raw = scratch_row;
             }
+            add_raw(counts, raw, length);
         }
 }
 
@@ -185,21 +180,15 @@ static void add_within_bounds(const struct bounded_sums *sums, const pixel *rest
 static void add_frames_within_bounds(const struct frame_pixels *frame, const uint64_t *sectors, int n_frames,
                                      const struct bounded_sums *sums)
 {
-    int runs = frame->side_by_side ? frame->sectors : 1;
-    int length = frame->columns / runs;
-    int rows_per_sector = frame->side_by_side ? frame->rows : frame->rows / frame->sectors;
-
     /* A row's sums stay in the cache for all frames. */
     for (int row = 0; row < frame->rows; row++)
-        for (int run = 0; run < runs; run++) {
-            int sector = frame->side_by_side ? run : row / rows_per_sector;
-            size_t offset = (size_t)(row % rows_per_sector) * length;
-            size_t first = (size_t)row * frame->columns + (size_t)run * length;
+        for (int number = 0; number < runs_per_row(frame); number++) {
+            struct run run = run_of(frame, row, number);
 
             for (int i = 0; i < n_frames; i++) {
-                uint64_t address = sectors[(size_t)i * frame->sectors + sector];
-                if (address)
-                    add_within_bounds(sums, (const pixel *)(uintptr_t)address + offset, first, length);
+                const uint64_t *frame_sectors = sectors + (size_t)i * frame->sectors;
+                if (frame_sectors[run.sector])
+                    add_within_bounds(sums, pixels_of(&run, frame_sectors), run.first, run.length);
             }
         }
 }

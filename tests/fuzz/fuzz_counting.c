@@ -1,30 +1,9 @@
 /* Counts random frames in every way that the CPU has, in memory without a byte to spare, and compares all with slow code.
- *
- *     fuzz_counting SEED ROUNDS SECONDS
- *
- * does rounds with the seeds SEED, SEED + 1, ... until there were ROUNDS or SECONDS have passed. `make fuzz` builds it
- * with AddressSanitizer and UndefinedBehaviorSanitizer. A failure names the seed of its round.
  */
-#include <signal.h>
-#include <time.h>
-
-#include "guarded_memory.h"
+#include "rounds.h"
 #include "slow_counting.h"
 
 enum { MOST_SECTORS = 64, FRAMES_PER_ROUND = 4 };
-
-static uint64_t seed;
-
-/* The sanitizers end the program by SIGABRT, so that the seed is named whatever was found. */
-const char *__asan_default_options(void) { return "abort_on_error=1:detect_leaks=0"; }
-const char *__ubsan_default_options(void) { return "abort_on_error=1:print_stacktrace=1"; }
-
-static void name_the_seed(int signal_number)
-{
-    fprintf(stderr, "in the round with seed %llu: repeat it with the arguments %llu 1 600\n", (unsigned long long)seed,
-            (unsigned long long)seed);
-    _exit(128 + signal_number);
-}
 
 static void fail(const struct counting *plan, const char *path, const char *what)
 {
@@ -328,26 +307,15 @@ static void do_round(void)
             fail(&plan, path->name, "diffraction pattern");
         free(on_pixels);
     }
-    free_all();
 }
 
 int main(int argc, char **argv)
 {
-    if (argc != 4) {
-        fprintf(stderr, "usage: %s SEED ROUNDS SECONDS\n", argv[0]);
-        return 2;
-    }
-    uint64_t first = strtoull(argv[1], NULL, 10), rounds = strtoull(argv[2], NULL, 10);
-    time_t end = time(NULL) + atoi(argv[3]);
+    uint64_t rounds = do_rounds(argc, argv, do_round);
 
-    signal(SIGABRT, name_the_seed);
-    for (seed = first; seed < first + rounds && time(NULL) < end; seed++) {
-        random_state = seed;
-        do_round();
-    }
-    printf("%llu rounds of %d frames, each by", (unsigned long long)(seed - first), FRAMES_PER_ROUND);
+    printf("%llu rounds of %d frames, each by", (unsigned long long)rounds, FRAMES_PER_ROUND);
     for (const struct counting_path *path = counting_paths(); path->name; path++)
         printf(" %s", path->name);
-    printf(": all as the definition says (seeds from %llu)\n", (unsigned long long)first);
+    printf(": all as the definition says (seeds from %s)\n", argv[1]);
     return 0;
 }
