@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from mpistream.model.dataset_description import DatasetDescription, SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
+from mpistream.model.frame_sums import FrameSums
 from mpistream.model.protocol import Encoding
 from mpistream.model.scan import Counters, CountingParameters, ScanRecord, Thresholds
-from mpistream.model.scan_sums import ScanSums
 from mpistream.model.virtual_images import VirtualDetectors
 
 FIRST_FRAME = 1000
@@ -54,18 +54,22 @@ def centroids_of(frame: Frame) -> npt.NDArray[np.int8]:
     return np.stack([(pixels * 7 + number) % 255 - 127, (pixels * 3 - number) % 255 - 127], axis=1).astype(np.int8)
 
 
-def to_sums(frames: list[Frame], rows: int, columns: int, detectors: VirtualDetectors) -> ScanSums:
-    """What counting ``frames`` adds up, the slow way; within the detectors where their center is given."""
+def to_sums(frames: list[Frame], detectors: VirtualDetectors) -> FrameSums:
+    """What counting adds up of each of the frames, the slow way; within the detectors where their center is given."""
     masks = detectors.masks((576, 576), detectors.center) if detectors.center is not None else ()
-    per_position = np.zeros((rows, columns, 3 + len(masks)), np.uint64)
-    pattern = np.zeros((576, 576), np.uint32)
-    for position, _, _, events in frames:
+    sums = FrameSums(np.zeros((len(frames), 2), np.uint32), np.zeros((len(frames), len(masks)), np.uint32))
+    for number, (_, _, _, events) in enumerate(frames):
         for pixel in events:
             row, column = divmod(pixel, 576)
-            within = [int(mask[row, column]) for mask in masks]
-            per_position[divmod(position, columns)] += np.array([1, row, column, *within], np.uint64)
-            pattern[row, column] += 1
-    return ScanSums(per_position, pattern)
+            sums.moments[number] += np.array([row, column], np.uint32)
+            sums.annuli[number] += np.array([mask[row, column] for mask in masks], np.uint32)
+    return sums
+
+
+def to_pattern(frames: list[Frame]) -> npt.NDArray[np.uint32]:
+    """uint32[576, 576]: the electrons of all frames on each pixel."""
+    pixels = np.array([pixel for _, _, _, events in frames for pixel in events], np.intp)
+    return np.bincount(pixels, minlength=576 * 576).astype(np.uint32).reshape(576, 576)
 
 
 def describe(

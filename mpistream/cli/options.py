@@ -108,6 +108,8 @@ def counting_parameters(**options: Any) -> CountingParameters:
         remedy = "for instance --background 44 --xray 1500; or neither, then they are calibrated"
         if "--row-dark" in where + message:
             remedy = "for instance --row-dark median; with --background and --xray also --row-dark-level 30"
+        if first["type"] == "finite_number":
+            remedy = "give a number; --xray 65536 is as good as no limit, unless a gain or row-dark raises values"
         raise ConfigError(f"{where}: {message}" if where else message, remedy) from None
 
 

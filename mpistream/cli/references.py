@@ -10,13 +10,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from mpistream.acquisition.sector_files import list_sector_files
+from mpistream.acquisition.source import parse_specification
 from mpistream.cli.options import calibration_options, config_option, counting_parameters, load_config
 from mpistream.model.config import Config
 from mpistream.model.dataset_description import SampleHistogram
 from mpistream.model.errors import ConfigError
 from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.pipeline.source_frames import record_of_source, sample_source, source_blocks
-from mpistream.reduction.calibration import calibrate as fit_thresholds_of
+from mpistream.reduction.calibration import calibrated_thresholds
 from mpistream.reduction.dark_reference import DarkReference, dark_reference
 from mpistream.reduction.frame_assembly import AssembledBlock
 from mpistream.storage.calibration_picture import draw_calibration
@@ -61,7 +63,7 @@ def dark(
     The mean of every pixel, without the outliers that x-rays and stray electrons leave.
     """
     paths = [path.absolute() for path in (output, noise, mask) if path is not None]
-    check_targets(paths, overwrite)
+    check_targets(paths, overwrite, _files_of_source(source))
     record, notes = record_of_source(source, Config().stream.block_frames, CountingParameters())
     if frames is not None:
         record = record.model_copy(update={"last_frame": min(record.last_frame, record.first_frame + frames - 1)})
@@ -80,6 +82,12 @@ def dark(
     click.echo(f"bad pixels   {numbers['dead']} dead, {numbers['hot']} hot, {numbers['noisy']} noisy")
     for path in paths:
         click.echo(f"written      {path}")
+
+
+def _files_of_source(source: str) -> list[Path]:
+    """The sector files of ``files:``. Raises SourceError."""
+    scheme, place, _ = parse_specification(source)
+    return [file.path for file in list_sector_files(Path(place))] if scheme == "files" else []
 
 
 def _with_progress(record: ScanRecord) -> Iterator[AssembledBlock]:
@@ -129,12 +137,14 @@ def calibrate(
     They are the same bits as the scan's, for the same block_frames in the configuration.
     """
     targets = [path.absolute() for path in (output, plot) if path is not None]
-    check_targets(targets, overwrite)
+    is_dataset = not source.startswith(("files:", "sim:"))
+    inputs = [value for value in counting.values() if isinstance(value, Path)]
+    check_targets(targets, overwrite, inputs + ([Path(source)] if is_dataset else _files_of_source(source)))
     histogram: SampleHistogram | None
-    if source.startswith(("files:", "sim:")):
-        saved, histogram = _calibrate_source(source, load_config(config), counting_parameters(**counting))
+    if is_dataset:
+        saved, histogram = _of_dataset(Path(source), {**counting, "config": config})
     else:
-        saved, histogram = _of_dataset(Path(source), counting)
+        saved, histogram = _calibrate_source(source, load_config(config), counting_parameters(**counting))
     contents: dict[Path, Output] = {}
     if output is not None:
         contents[output.absolute()] = lambda file: file.write(saved.to_json().encode())
@@ -158,20 +168,15 @@ def _calibrate_source(
     record, notes = record_of_source(source, config.stream.block_frames, counting)
     _print_notes(notes)
     sample = sample_source(record)
-    thresholds = fit_thresholds_of(sample, counting)
-    if sample.frames < counting.sample_frames:
-        _print_notes(
-            (
-                f"there are only {sample.frames} complete frames among the first {len(record.sample_blocks)} blocks, "
-                f"not {counting.sample_frames}",
-            )
-        )
+    thresholds = calibrated_thresholds(sample, counting)
+    if note := thresholds.sample_note(record):
+        _print_notes((note,))
     saved = SavedThresholds(source=record.source, thresholds=thresholds, counting=counting)
     return saved, SampleHistogram(sample.first_bin, sample.histogram)
 
 
-def _of_dataset(path: Path, counting: dict[str, Any]) -> tuple[SavedThresholds, SampleHistogram | None]:
-    for name, value in counting.items():
+def _of_dataset(path: Path, options: dict[str, Any]) -> tuple[SavedThresholds, SampleHistogram | None]:
+    for name, value in options.items():
         if value is not None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} has no effect on {path}, whose thresholds are fixed",

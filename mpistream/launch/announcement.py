@@ -12,7 +12,7 @@ from mpistream.model.errors import ScanFailed
 from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.pipeline.producer import check_window
 from mpistream.pipeline.source_frames import record_of_source
-from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
+from mpistream.reduction.reference_images import References
 from mpistream.storage.placement import check_target
 
 
@@ -38,12 +38,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     threshold_notes: tuple[str, ...] = ()
     if request.thresholds is not None:
         counting, threshold_notes = with_saved_thresholds(counting, request.thresholds)
-    if counting.dark:
-        load_reference_image(counting.dark, "dark")
-    if counting.gain:
-        load_reference_image(counting.gain, "gain")
-    if counting.pixel_mask:
-        load_pixel_mask(counting.pixel_mask)
+    References.load(counting)  # for what is wrong with them
     draft, notes = record_of_source(
         request.source,
         config.stream.block_frames,

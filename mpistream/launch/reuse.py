@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from mpistream.model.errors import ConfigError
+from pydantic import ValidationError
+
+from mpistream.model.errors import ConfigError, StorageError
 from mpistream.model.scan import CountingParameters
 from mpistream.storage.thresholds_file import SavedThresholds, read_thresholds
 
@@ -35,7 +37,13 @@ def with_saved_thresholds(counting: CountingParameters, path: Path) -> tuple[Cou
                 "and --row-dark-level",
             )
         values["row_dark_level"] = saved.pedestal
-    return CountingParameters.model_validate(values), tuple(_notes(saved, counting, path))
+    try:
+        reused = CountingParameters.model_validate(values)
+    except ValidationError as error:
+        raise StorageError(
+            f"the thresholds in {path} make no sense: {error.errors()[0]['msg']}", "calibrate anew: mpistream calibrate"
+        ) from error
+    return reused, tuple(_notes(saved, counting, path))
 
 
 def _check_references(saved: SavedThresholds, counting: CountingParameters, path: Path) -> None:

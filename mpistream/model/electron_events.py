@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from mpistream.model.frame_sums import FrameSums
+
 #: Centroids are kept as whole numbers of this fraction of a pixel.
 CENTROID_STEPS_PER_PIXEL = 128
 
@@ -134,13 +136,16 @@ class ElectronEvents:
 
 @dataclass(frozen=True)
 class Slab:
-    """One rank's share of a scan: all frames of a contiguous range of scan positions, ordered by (position, frame).
+    """One rank's share of a scan: all frames of the scan positions ``positions``, ordered by (position, frame).
 
     The slabs of all ranks, one after the other, are the dataset: ``events`` are its frames from ``first_frame`` (a
-    row, not a frame number) and its events from ``first_event`` on.
+    row, not a frame number) and its events from ``first_event`` on; ``sums`` are those of the same frames. The ranges
+    of positions follow one another too, and cover the scan; one can be empty.
     """
 
     events: ElectronEvents
+    sums: FrameSums
+    positions: range
     first_frame: int
     first_event: int
     total_frames: int

@@ -1,12 +1,41 @@
 """What is fixed when a scan is announced, and what is known when it has ended."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mpistream.model.geometry import ScanShape
 from mpistream.model.protocol import MAX_BLOCK_FRAMES, Encoding
+
+#: ADU; the lower one is the smallest number above 0 that float32 holds, the upper one the highest value of a pixel.
+LEAST_ROW_DARK_LEVEL, HIGHEST_ROW_DARK_LEVEL = 2.0**-149, 65535.0
+
+#: What a calibration leaves in ``Thresholds.statistics``, named as stempy names it.
+CALIBRATION_STATISTICS = (
+    "number_of_samples",
+    "min_sample",
+    "max_sample",
+    "mean",
+    "variance",
+    "std_dev",
+    "number_of_bins",
+    "background_threshold_n_sigma",
+    "x_ray_threshold_n_sigma",
+    "optimized_mean",
+    "optimized_std_dev",
+)
+
+
+def _check_row_dark_level(level: float) -> float:
+    if not LEAST_ROW_DARK_LEVEL <= level <= HIGHEST_ROW_DARK_LEVEL:
+        raise ValueError(f"must be above 0 and no more than {HIGHEST_ROW_DARK_LEVEL:g} ADU, the values of pixels")
+    return level
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_FiniteAbove0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_RowDarkLevel = Annotated[float, AfterValidator(_check_row_dark_level)]
 
 
 class _Record(BaseModel):
@@ -22,20 +51,21 @@ class CountingParameters(_Record):
 
     dark, gain, pixel_mask  paths of .npy files of 576 x 576 pixels; in the mask, bad pixels are not 0
     row_dark         bring every half row to ``row_dark_level`` by its own mean or median; not with a dark reference
-    row_dark_level   ADU, above 0: belongs to given thresholds; calibrated ones take the fitted mean
+    row_dark_level   ADU, above 0 and up to 65535: belongs to given thresholds; calibrated ones take the fitted mean
+                     of the raw pixels
     centroids        also find where in its pixel each electron hit
     thresholds_from  the file that given thresholds were taken from
     """
 
-    background: float | None = None
-    xray: float | None = None
+    background: _Finite | None = None
+    xray: _Finite | None = None
     sample_frames: int = Field(default=64, ge=1)
-    background_sigmas: float = Field(default=4.5, gt=0)
-    xray_sigmas: float = Field(default=175.0, gt=0)
+    background_sigmas: _FiniteAbove0 = 4.5
+    xray_sigmas: _FiniteAbove0 = 175.0
     dark: str | None = None
     gain: str | None = None
     row_dark: Literal["mean", "median"] | None = None
-    row_dark_level: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    row_dark_level: _RowDarkLevel | None = None
     pixel_mask: str | None = None
     centroids: bool = False
     thresholds_from: str | None = None
@@ -127,15 +157,25 @@ class SectorEnd(_Record):
 class Thresholds(_Record):
     """The thresholds that every rank counts with, in ADU, and where they came from.
 
-    ``row_dark_level`` (ADU) is what row-dark brings the pedestal to; None without row-dark.
+    ``row_dark_level`` (ADU) is what row-dark brings the raw pedestal to; None without row-dark. ``statistics`` are
+    those that CALIBRATION_STATISTICS names, none of thresholds that were given.
     """
 
-    background: float
-    xray: float
-    row_dark_level: float | None = None
+    background: _Finite
+    xray: _Finite
+    row_dark_level: _RowDarkLevel | None = None
     calibrated: bool
     sample_frames: int = 0
     statistics: dict[str, int | float] = Field(default_factory=dict)
+
+    def sample_note(self, record: ScanRecord) -> str | None:
+        """What a user should know where the scan had fewer complete frames than it was to be calibrated from."""
+        if not self.calibrated or self.sample_frames >= record.counting.sample_frames:
+            return None
+        return (
+            f"the thresholds were calibrated from {self.sample_frames} complete frames instead of "
+            f"{record.counting.sample_frames}: there were no more among the first {len(record.sample_blocks)} blocks"
+        )
 
 
 class Counters(_Record):

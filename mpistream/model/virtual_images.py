@@ -42,6 +42,10 @@ class VirtualDetectors:
         """The pixels of the bright field and of the annular dark field around ``center``: bool[rows, columns] each."""
         return tuple(annulus_mask(frame_shape, inner, outer, center) for inner, outer in self.radii)
 
+    def known_masks(self, frame_shape: tuple[int, int]) -> tuple[Mask, ...]:
+        """The same where the center is given: what can be looked at while counting. Otherwise none."""
+        return self.masks(frame_shape, self.center) if self.center is not None else ()
+
 
 def annulus_mask(
     frame_shape: tuple[int, int], inner: float, outer: float, center: tuple[float, float] | None = None
@@ -94,17 +98,18 @@ def frame_sums(events: ElectronEvents, mask: Mask) -> npt.NDArray[np.uint32]:
 
 
 def sum_over_positions(
-    scan_position: npt.NDArray[np.uint32], values: npt.NDArray[np.uint32], scan_shape: tuple[int, int]
-) -> Image:
-    """uint64[rows, columns]: the values of all frames of each position added up; 0 where there is no frame."""
-    image = np.zeros(scan_shape[0] * scan_shape[1], np.uint64)
-    np.add.at(image, scan_position, values.astype(np.uint64))
-    return image.reshape(scan_shape)
+    scan_position: npt.NDArray[np.uint32], values: npt.NDArray[np.uint32], positions: int
+) -> npt.NDArray[np.uint64]:
+    """uint64[positions]: the values of all frames of each position added up; 0 where there is no frame."""
+    sums = np.zeros(positions, np.uint64)
+    np.add.at(sums, scan_position, values.astype(np.uint64))
+    return sums
 
 
 def virtual_image(events: ElectronEvents, mask: Mask, scan_shape: tuple[int, int]) -> Image:
     """uint64[rows, columns]: electrons on ``mask`` at each scan position."""
-    return sum_over_positions(events.scan_position, frame_sums(events, mask), scan_shape)
+    rows, columns = scan_shape
+    return sum_over_positions(events.scan_position, frame_sums(events, mask), rows * columns).reshape(scan_shape)
 
 
 def diffraction_sum(indices: npt.NDArray[np.uint32], frame_shape: tuple[int, int]) -> Image:

@@ -13,6 +13,7 @@ from mpistream.model.electron_events import Slab
 from mpistream.model.errors import ScanFailed
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, Thresholds
+from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.receiver import CountedScan
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.writer import write_dataset
@@ -20,11 +21,14 @@ from mpistream.storage.writer import write_dataset
 
 def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> Slab:
     """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there."""
+    check_detectors(comm, config.detectors.virtual)
     check_arrivals(comm, scan)
     record = scan.record
+    events, sums = scan.reduction.take_counted()
     return gather_slab(
         comm,
-        scan.reduction.take_events(),
+        events,
+        sums,
         record.scan_shape.positions,
         config.ranks.gather_round_bytes,
         record.counting.centroids,
@@ -41,9 +45,9 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
         record,
         reduction.thresholds,
         counters,
-        dark=reduction.dark,
-        gain=reduction.gain,
-        pixel_mask=reduction.pixel_mask,
+        dark=reduction.references.dark,
+        gain=reduction.references.gain,
+        pixel_mask=reduction.references.pixel_mask,
         sample_histogram=SampleHistogram(sample.first_bin, sample.histogram) if sample is not None else None,
         detectors=config.detectors.virtual,
         seconds=seconds,
@@ -52,7 +56,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
     report = write_dataset(
         comm,
         slab,
-        reduction.sums,
+        reduction.diffraction_sum,
         description,
         record.output,
         record.overwrite,
@@ -75,10 +79,15 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
 def _warnings(record: ScanRecord, thresholds: Thresholds, report: WriteReport) -> Iterator[str]:
     if report.warning:
         yield report.warning
-    if thresholds.calibrated and thresholds.sample_frames < record.counting.sample_frames:
-        yield (
-            f"the thresholds were calibrated from {thresholds.sample_frames} complete frames instead of "
-            f"{record.counting.sample_frames}: there were no more among the first {len(record.sample_blocks)} blocks"
+    if note := thresholds.sample_note(record):
+        yield note
+
+
+def check_detectors(comm: MPI.Comm, detectors: VirtualDetectors) -> None:
+    """Collective: what ranks with different detectors counted would not belong together."""
+    if len(set(comm.allgather(detectors))) > 1:
+        raise ScanFailed(
+            "the ranks' configurations describe different detectors", "give all ranks the same [detectors]"
         )
 
 

@@ -228,13 +228,7 @@ class RankReceiver:
                 self._prepare(ScanRecord.model_validate(message.fields["record"]))
             case JobMessageKind.THRESHOLDS:
                 if scan := self._scans.get(UUID(message.fields["uid"])):
-                    thresholds = Thresholds.model_validate(message.fields["thresholds"])
-                    sample = SampleStatistics.from_bytes(message.binary) if message.binary else None
-                    for block in scan.set_thresholds(thresholds, sample):
-                        self._acknowledge(scan.count(block))
-                        self._send_acknowledgements()
-                        self._beat()
-                    self._report_drained(scan)
+                    self._set_thresholds(scan, message)
             case JobMessageKind.ASSEMBLE:
                 ends = tuple(SectorEnd.model_validate(end) for end in message.fields["ends"])
                 self._orders.put(CountedScan(self._scans.pop(UUID(message.fields["uid"])), ends))
@@ -249,10 +243,29 @@ class RankReceiver:
         try:
             self._scans[record.uid] = scan = ScanReduction.prepare(record, expected, self._detectors)
         except MpistreamError as error:
-            self._tell(JobMessageKind.FAULT, record.uid, {"message": error.message, "remedy": error.remedy})
+            self._report_fault(record.uid, error)
             return
         self._tell(JobMessageKind.READY, record.uid)
         self._report_drained(scan)
+
+    def _set_thresholds(self, scan: ScanReduction, message: JobMessage) -> None:
+        """Counts what was held, too."""
+        thresholds = Thresholds.model_validate(message.fields["thresholds"])
+        try:
+            # rank 0 alone writes what the dataset says about the sample
+            sample = SampleStatistics.from_bytes(message.binary) if message.binary and self._hub else None
+            held = scan.set_thresholds(thresholds, sample)
+        except MpistreamError as error:
+            self._report_fault(scan.record.uid, error)
+            return
+        for block in held:
+            self._acknowledge(scan.count(block))
+            self._send_acknowledgements()
+            self._beat()
+        self._report_drained(scan)
+
+    def _report_fault(self, uid: UUID, error: MpistreamError) -> None:
+        self._tell(JobMessageKind.FAULT, uid, {"message": error.message, "remedy": error.remedy})
 
     def _beat(self) -> None:
         """Every rank shows the leader that it is alive, the leader every rank; who is silent ends the job."""

@@ -13,7 +13,7 @@ from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.reduction.calibration import SampleStatistics, merge_sample, sample_block
 from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
-from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
+from mpistream.reduction.reference_images import References
 
 
 def record_of_source(
@@ -64,14 +64,10 @@ def source_blocks(record: ScanRecord, blocks: range | None = None) -> Iterator[A
 
 def sample_source(record: ScanRecord) -> SampleStatistics:
     """The sample that a scan of this record is calibrated from. Raises SourceError, ReferenceImageError."""
-    counting = record.counting
-    dark = load_reference_image(counting.dark, "dark") if counting.dark else None
-    gain = load_reference_image(counting.gain, "gain") if counting.gain else None
-    mask = load_pixel_mask(counting.pixel_mask) if counting.pixel_mask else None
-    layout = record.encoding.layout
+    used, layout = References.load(record.counting), record.encoding.layout
     blocks = source_blocks(record, record.sample_blocks)
-    sampled = (sample_block(block.sector_addresses, layout, dark, gain, mask) for block in blocks)
-    return merge_sample(sampled, counting.sample_frames)
+    sampled = (sample_block(block.sector_addresses, layout, used.dark, used.gain, used.pixel_mask) for block in blocks)
+    return merge_sample(sampled, record.counting.sample_frames)
 
 
 def _message(record: ScanRecord, source: SectorSource, block: int) -> tuple[BlockHeader, memoryview]:

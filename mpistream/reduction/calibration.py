@@ -17,7 +17,13 @@ from scipy.optimize import curve_fit
 import mpistream._ext.pixel_statistics as _kernel
 from mpistream.model.errors import CalibrationError, ProtocolError
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
-from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
+from mpistream.model.scan import (
+    HIGHEST_ROW_DARK_LEVEL,
+    LEAST_ROW_DARK_LEVEL,
+    CountingParameters,
+    ScanRecord,
+    Thresholds,
+)
 from mpistream.reduction.reference_images import check_dark, check_gain, check_pixel_mask, inverse
 
 _STEPS_PER_UNIT: int = _kernel.steps_per_unit
@@ -26,9 +32,10 @@ _REMEDY = "give --background and --xray, or calibrate from more sample frames (-
 #: A peak narrower than this lies within one bin (its neighbours hold less than 1/2,000 of it): it has no width to fit.
 _LEAST_SIGMA = 0.25
 
-# format version, frames, minimum, maximum, sum, square sum (128-bit integers), first bin, bins
+# format version, frames, minimum, maximum, sum, square sum (128-bit integers), first bin, bins; the histogram follows,
+# then, if there is one, ``raw`` in the same format
 _WIRE = struct.Struct("<HQff16s16siI")
-_WIRE_VERSION = 1
+_WIRE_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,7 @@ class SampleStatistics:
     sum, square_sum   exact sums over all pixels of s and s * s, where s = value * 32 rounded to an integer
     first_bin   the value at the middle of ``histogram[0]``
     histogram   uint64[n]: unit-width bins around integers; first and last are not 0
+    raw         the same for the raw pixels, where there is a gain and no dark reference: row-dark works on those
 
     Raw pixel values are integers: nothing is rounded. Corrected values beyond -65536 and 131071 count as these.
     """
@@ -51,6 +59,7 @@ class SampleStatistics:
     square_sum: int
     first_bin: int
     histogram: npt.NDArray[np.uint64]
+    raw: "SampleStatistics | None" = None
 
     @classmethod
     def empty(cls) -> "SampleStatistics":
@@ -65,6 +74,7 @@ class SampleStatistics:
         for part in parts:
             start = part.first_bin - first_bin
             histogram[start : start + len(part.histogram)] += part.histogram
+        raw = [part.raw for part in parts if part.raw is not None]
         return SampleStatistics(
             self.frames + other.frames,
             min(self.minimum, other.minimum),
@@ -73,6 +83,7 @@ class SampleStatistics:
             self.square_sum + other.square_sum,
             first_bin,
             histogram,
+            sum(raw, SampleStatistics.empty()) if raw else None,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -107,7 +118,8 @@ class SampleStatistics:
             self.first_bin,
             len(self.histogram),
         )
-        return head + self.histogram.astype("<u8").tobytes()
+        raw = self.raw.to_bytes() if self.raw is not None else b""
+        return head + self.histogram.astype("<u8").tobytes() + raw
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleStatistics":
@@ -115,13 +127,15 @@ class SampleStatistics:
         if len(data) < _WIRE.size:
             raise ProtocolError(f"{len(data)} bytes are no sample statistics")
         version, frames, minimum, maximum, total, squares, first_bin, bins = _WIRE.unpack_from(data)
-        if version != _WIRE_VERSION or len(data) != _WIRE.size + 8 * bins:
+        end = _WIRE.size + 8 * bins
+        if version != _WIRE_VERSION or len(data) < end:
             raise ProtocolError(
                 f"sample statistics of version {version} in {len(data)} bytes", "run the same release on every rank"
             )
-        histogram = np.frombuffer(data, "<u8", offset=_WIRE.size).astype(np.uint64)
+        histogram = np.frombuffer(data, "<u8", count=bins, offset=_WIRE.size).astype(np.uint64)
+        raw = cls.from_bytes(data[end:]) if data[end:] else None
         total, squares = (int.from_bytes(number, "little", signed=True) for number in (total, squares))
-        return cls(frames, minimum, maximum, total, squares, first_bin, histogram)
+        return cls(frames, minimum, maximum, total, squares, first_bin, histogram, raw)
 
 
 def sample_block(
@@ -156,8 +170,16 @@ def sample_block(
     )
     minima, maxima, sums, square_sums = zip(*moments, strict=True)
     first, histogram = _trimmed(counts)
-    first_bin = _kernel.first_bin + first
-    return SampleStatistics(len(complete), min(minima), max(maxima), sum(sums), sum(square_sums), first_bin, histogram)
+    return SampleStatistics(
+        len(complete),
+        min(minima),
+        max(maxima),
+        sum(sums),
+        sum(square_sums),
+        _kernel.first_bin + first,
+        histogram,
+        _sample_raw(complete, division, mask) if dark is None else None,
+    )
 
 
 def _sample_raw(
@@ -211,22 +233,23 @@ def fit_sample(samples: Mapping[int, bytes], record: ScanRecord) -> tuple[Thresh
     )
     if sample.frames < record.counting.sample_frames and len(there) < len(wanted):
         return None
-    return calibrate(sample, record.counting), sample.to_bytes()
+    return calibrated_thresholds(sample, record.counting), sample.to_bytes()
 
 
-def calibrate(sample: SampleStatistics, counting: CountingParameters) -> Thresholds:
+def calibrated_thresholds(sample: SampleStatistics, counting: CountingParameters) -> Thresholds:
     """The thresholds that a sample of raw pixels, or of pixels after dark and gain, gives. Raises CalibrationError.
 
-    With row-dark the fitted mean is the level to which half rows are brought: so the sample, which is taken before,
-    has its pedestal at the right place.
+    With row-dark the mean fitted to the raw pixels is the level to which half rows are brought: so the pedestal stays,
+    after a gain too, where it is in the sample, which is taken before row-dark.
     """
     thresholds = fit_thresholds(sample, counting.background_sigmas, counting.xray_sigmas)
     if counting.row_dark is None:
         return thresholds
-    level = float(thresholds.statistics["optimized_mean"])
-    if level <= 0:
+    level = float(thresholds.statistics["optimized_mean"]) if sample.raw is None else _fit_pedestal(sample.raw)[0]
+    if not LEAST_ROW_DARK_LEVEL <= level <= HIGHEST_ROW_DARK_LEVEL:
         raise CalibrationError(
-            f"row-dark needs a pedestal above 0; the mean fitted to the sample frames is {level:g} ADU",
+            f"row-dark needs a pedestal above 0 and no higher than {HIGHEST_ROW_DARK_LEVEL:g}; "
+            f"the mean fitted to the raw sample frames is {level:.7g} ADU",
             "count these frames without --row-dark",
         )
     return thresholds.model_copy(update={"row_dark_level": level})
@@ -250,6 +273,8 @@ def fit_thresholds(statistics: SampleStatistics, background_sigmas: float, xray_
         raise CalibrationError(
             f"the calibrated background ({background:g}) is not below the x-ray threshold ({xray:g})", _REMEDY
         )
+    if xray == np.inf:
+        raise CalibrationError(f"with {xray_sigmas:g} standard deviations the x-ray threshold is infinite", _REMEDY)
     return Thresholds(
         background=background,
         xray=xray,

@@ -114,7 +114,7 @@ def _check_is_dark(reference: DarkReference) -> None:
 
 
 def _first_blocks(blocks: Iterator[AssembledBlock]) -> list[AssembledBlock]:
-    """As many as have SAMPLE_FRAMES complete frames, but no more than HELD_FRAMES frames."""
+    """As many as have SAMPLE_FRAMES complete frames, but no more than HELD_FRAMES frames need."""
     held, frames, complete = [], 0, 0
     for block in blocks:
         held.append(block)
@@ -126,10 +126,11 @@ def _first_blocks(blocks: Iterator[AssembledBlock]) -> list[AssembledBlock]:
 
 
 def _complete_frames(blocks: list[AssembledBlock], layout: SectorLayout) -> npt.NDArray[np.uint16]:
-    """uint16[n, 576, 576], no more than SAMPLE_FRAMES."""
-    addresses = np.concatenate([block.sector_addresses[block.missing_sectors == 0] for block in blocks])
+    """uint16[n, 576, 576]: up to SAMPLE_FRAMES of the first HELD_FRAMES frames, however these are cut into blocks."""
+    first = np.concatenate([block.sector_addresses for block in blocks])[:HELD_FRAMES]
+    addresses = first[first.all(axis=1)]
     if len(addresses) < LEAST_FRAMES:
-        seen = np.concatenate([block.sector_addresses for block in blocks]).any(axis=0)
+        seen = first.any(axis=0)
         absent = ", ".join(str(sector) for sector in np.flatnonzero(~seen))
         raise CalibrationError(
             f"the scan has {len(addresses)} complete frames at its beginning"

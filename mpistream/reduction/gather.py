@@ -2,7 +2,7 @@
 
     rank that counted      frames in the order they came
       |  sort by (scan position, frame number); cut the positions into one contiguous range per rank
-      |  exchange 17 bytes per frame: now every rank knows what it gets from whom
+      |  exchange the frames' heads, 25 bytes each and 4 per annulus: now every rank knows what it gets from whom
       |  exchange the events in rounds: each pair of ranks sends the frames that begin in its next share of bytes
       |  (first all pixel indices; then all centroids in the same way, where a scan has them)
     rank that writes       frames in the order of the dataset
@@ -20,9 +20,8 @@ from mpistream._ext.event_scatter import copy_rows
 from mpistream.model.agreement import agreed
 from mpistream.model.electron_events import ElectronEvents, Slab, offsets_from_counts
 from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.frame_sums import FrameSums
 
-#: What is known of a frame besides its events; packed, since it travels.
-FRAME_HEAD = np.dtype([("position", "<u4"), ("frame", "<u8"), ("count", "<u4"), ("missing", "u1")])
 FRAME_ADDRESS = np.dtype([("frame", "<u8"), ("position", "<u4")])
 INDEX_BYTES = 4
 #: A centroid's row and column travel in one piece.
@@ -40,6 +39,7 @@ Integers = npt.NDArray[np.int64]
 def gather_slab(
     comm: MPI.Comm,
     events: ElectronEvents,
+    sums: FrameSums,
     positions: int,
     round_bytes: int = 256 * 2**20,
     centroids: bool = False,
@@ -47,61 +47,82 @@ def gather_slab(
     """Collective: this rank's slab of the dataset, from the frames that this rank counted, in any order.
 
     ``positions`` is the number of scan positions; ``centroids`` says whether the scan's events have them, the same on
-    every rank: a rank without events cannot know. A rank sends and receives about ``round_bytes`` (below 2**31) at a
-    time, at least one frame per pair of ranks. Ranges of positions are chosen for equal bytes per rank. Raises
-    ScanFailed, the same on every rank, for inconsistent arrays or a frame number that occurs twice.
+    every rank: a rank without events cannot know. ``sums`` are those of the same frames, with as many annuli on every
+    rank. A rank sends and receives about ``round_bytes`` (below 2**31) at a time, at least one frame per pair of ranks.
+    Ranges of positions are chosen for equal bytes per rank. Raises ScanFailed, the same on every rank, for
+    inconsistent arrays or a frame number that occurs twice.
     """
     with agreed(comm, ScanFailed, FAILURE):
         if not 1 <= round_bytes < 2**31:
             raise ScanFailed(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
         events = events.with_centroids(centroids)
         events.validate(positions)
+        sums.validate(len(events))
         order = np.lexsort((events.frame_number, events.scan_position))
-        heads = _heads(events, order)
+        heads = _heads(events, sums, order)
     _refuse_duplicates(comm, heads, round_bytes)
-    event_bytes = INDEX_BYTES + CENTROID.itemsize * centroids
-    bounds = _range_bounds(comm, heads, positions, event_bytes)
+    bounds = _range_bounds(comm, heads, positions, INDEX_BYTES + CENTROID.itemsize * centroids)
     frames_to = np.diff(np.searchsorted(heads["position"], bounds))
     received, frames_from = _exchange_rows(comm, heads, frames_to, round_bytes)
-
     with agreed(comm, ScanFailed, FAILURE, REMEDY):
-        final_order = np.lexsort((received["frame"], received["position"]))
-        sorted_heads = received[final_order]
-        offsets = offsets_from_counts(sorted_heads["count"])
         sending = _Rows(events.offsets[:-1][order], heads["count"], frames_to)
-        target_begin = np.empty(len(received), np.uint64)
-        target_begin[final_order] = offsets[:-1]
-        receiving = _Rows(target_begin, received["count"], frames_from)
+        in_order, receiving = _dataset_order(received, frames_from)
     indices = _exchange_events(comm, sending, events.indices, receiving, round_bytes)
-    slab_centroids = None
+    pairs = None
     if events.centroids is not None:
         pairs = _exchange_events(comm, sending, _as_pairs(events.centroids), receiving, round_bytes)
-        slab_centroids = pairs.view(np.int8).reshape(-1, 2)
+    own_positions = range(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
+    return _slab(comm, own_positions, in_order, indices, pairs)
 
-    slab_events = ElectronEvents(
-        sorted_heads["position"].copy(),
-        sorted_heads["frame"].copy(),
-        sorted_heads["missing"].copy(),
-        offsets,
-        indices,
-        slab_centroids,
-    )
-    sizes = comm.allgather((len(slab_events), len(slab_events.indices)))
+
+def _dataset_order(received: npt.NDArray[np.void], frames_from: Integers) -> tuple[npt.NDArray[np.void], "_Rows"]:
+    """The heads received, in the order of the dataset; and, in the order received, where their events belong then."""
+    order = np.lexsort((received["frame"], received["position"]))
+    in_order = received[order]
+    begin = np.empty(len(received), np.uint64)
+    begin[order] = offsets_from_counts(in_order["count"])[:-1]
+    return in_order, _Rows(begin, received["count"], frames_from)
+
+
+def _slab(
+    comm: MPI.Comm,
+    positions: range,
+    heads: npt.NDArray[np.void],
+    indices: npt.NDArray[np.uint32],
+    pairs: npt.NDArray[np.uint16] | None,
+) -> Slab:
+    """Collective: the slab of these frames, and where it lies among those of all ranks."""
+    with agreed(comm, ScanFailed, FAILURE, REMEDY):
+        events = ElectronEvents.from_counts(
+            heads["position"].copy(),
+            heads["frame"].copy(),
+            heads["missing"].copy(),
+            heads["count"],
+            indices,
+            pairs.view(np.int8).reshape(-1, 2) if pairs is not None else None,
+        )
+        sums = FrameSums(heads["moments"].copy(), heads["annuli"].copy())
+    sizes = comm.allgather((len(events), len(indices)))
     frames_before, events_before = (sum(column) for column in zip((0, 0), *sizes[: comm.rank], strict=True))
     total_frames, total_events = (sum(column) for column in zip(*sizes, strict=True))
-    return Slab(slab_events, frames_before, events_before, total_frames, total_events)
+    return Slab(events, sums, positions, frames_before, events_before, total_frames, total_events)
 
 
 def _as_pairs(centroids: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(centroids).reshape(-1).view(CENTROID)
 
 
-def _heads(events: ElectronEvents, order: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
-    heads = np.empty(len(events), FRAME_HEAD)
+def _heads(events: ElectronEvents, sums: FrameSums, order: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
+    """What is known of the frames besides their events, in that order; packed, since it travels."""
+    annuli = sums.annuli.shape[1]
+    known = [("position", "<u4"), ("frame", "<u8"), ("count", "<u4"), ("missing", "u1")]
+    heads = np.empty(len(events), [*known, ("moments", "<u4", (2,)), ("annuli", "<u4", (annuli,))])
     heads["position"] = events.scan_position[order]
     heads["frame"] = events.frame_number[order]
     heads["count"] = events.counts[order]
     heads["missing"] = events.missing_sectors[order]
+    heads["moments"] = sums.moments[order]
+    heads["annuli"] = sums.annuli[order]
     return heads
 
 
@@ -110,7 +131,7 @@ def _range_bounds(comm: MPI.Comm, heads: npt.NDArray[np.void], positions: int, e
     bins = min(positions, MAX_LOAD_BINS)
     bin_of_frame = heads["position"].astype(np.int64) * bins // positions
     # bincount adds in float64, which is exact below 2**53 bytes
-    load = np.bincount(bin_of_frame, heads["count"] * float(event_bytes) + FRAME_HEAD.itemsize, bins).astype(np.int64)
+    load = np.bincount(bin_of_frame, heads["count"] * float(event_bytes) + heads.itemsize, bins).astype(np.int64)
     comm.Allreduce(MPI.IN_PLACE, load, op=MPI.SUM)
     load_before = np.concatenate(([0], np.cumsum(load)))
     shares = [int(load_before[-1]) * rank // comm.size for rank in range(comm.size)]

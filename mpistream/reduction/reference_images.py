@@ -1,14 +1,16 @@
 """Dark and gain references and pixel masks: how they are read and checked, and brought to what counting works with."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.errors import ReferenceImageError
 from mpistream.model.geometry import FRAME_SHAPE
+from mpistream.model.scan import CountingParameters
 
 FloatImage = npt.NDArray[np.float32]
 BoolImage = npt.NDArray[np.bool_]
@@ -18,6 +20,29 @@ _Image = TypeVar("_Image", FloatImage, BoolImage)
 
 #: An integer dark of less than this leaves differences with uint16 pixels that float32 holds exactly.
 _EXACT_DARK_LIMIT = 2**24 - 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """What the pixels of a scan are corrected with; None for what it does not use.
+
+    dark        float32[576, 576], in ADU
+    gain        float32[576, 576]
+    pixel_mask  bool[576, 576], True for bad pixels
+    """
+
+    dark: FloatImage | None = None
+    gain: FloatImage | None = None
+    pixel_mask: BoolImage | None = None
+
+    @classmethod
+    def load(cls, counting: CountingParameters) -> Self:
+        """From the files that ``counting`` names. Raises ReferenceImageError."""
+        return cls(
+            load_reference_image(counting.dark, "dark") if counting.dark else None,
+            load_reference_image(counting.gain, "gain") if counting.gain else None,
+            load_pixel_mask(counting.pixel_mask) if counting.pixel_mask else None,
+        )
 
 
 def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:

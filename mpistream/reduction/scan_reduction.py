@@ -1,4 +1,4 @@
-"""One scan on one rank: blocks in, electron events out."""
+"""One scan on one rank: blocks in, electron events and their sums out."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.electron_events import ElectronEvents
+from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import FRAME_SHAPE
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord, Thresholds
-from mpistream.model.scan_sums import ScanSums
 from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.calibration import SampleStatistics, sample_block
 from mpistream.reduction.electron_counting import ElectronCounter
 from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
-from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
+from mpistream.reduction.reference_images import References
 
 
 @dataclass
@@ -23,15 +23,13 @@ class ScanReduction:
     """Counts the assembled blocks of a scan; until the thresholds are known it holds them.
 
     What it holds is bounded by the producers' windows: a block is acknowledged only when it is counted. ``sample`` is
-    what the thresholds were calibrated from, ``sums`` is there once they are known.
+    what the thresholds were calibrated from; only rank 0 has it.
     """
 
     record: ScanRecord
     blocks_expected: int
     assembly: FrameAssembly
-    dark: npt.NDArray[np.float32] | None
-    gain: npt.NDArray[np.float32] | None
-    pixel_mask: npt.NDArray[np.bool_] | None
+    references: References
     detectors: VirtualDetectors
     sample: SampleStatistics | None = None
     frames: int = 0
@@ -42,18 +40,13 @@ class ScanReduction:
     last_block_unix_seconds: float = 0.0
     _thresholds: Thresholds | None = None
     _counter: ElectronCounter | None = None
-    _sums: ScanSums | None = None
     _held: list[AssembledBlock] = field(default_factory=list)
-    _counted: list[ElectronEvents] = field(default_factory=list)
+    _counted: list[tuple[ElectronEvents, FrameSums]] = field(default_factory=list)
 
     @classmethod
     def prepare(cls, record: ScanRecord, blocks_expected: int, detectors: VirtualDetectors) -> "ScanReduction":
         """Loads what counting needs. Raises ReferenceImageError."""
-        counting = record.counting
-        dark = load_reference_image(counting.dark, "dark") if counting.dark else None
-        gain = load_reference_image(counting.gain, "gain") if counting.gain else None
-        pixel_mask = load_pixel_mask(counting.pixel_mask) if counting.pixel_mask else None
-        return cls(record, blocks_expected, FrameAssembly(record), dark, gain, pixel_mask, detectors)
+        return cls(record, blocks_expected, FrameAssembly(record), References.load(record.counting), detectors)
 
     @property
     def blocks_counted(self) -> int:
@@ -71,10 +64,10 @@ class ScanReduction:
         return self._thresholds
 
     @property
-    def sums(self) -> ScanSums:
-        """What was added up while counting."""
-        assert self._sums is not None, "nothing is counted before the thresholds are known"
-        return self._sums
+    def diffraction_sum(self) -> npt.NDArray[np.uint32]:
+        """uint32[frame rows, frame columns]: the electrons on each pixel, of all frames counted so far."""
+        assert self._counter is not None, "nothing is counted before the thresholds are known"
+        return self._counter.diffraction_sum
 
     def assemble(self, header: BlockHeader, payload: memoryview) -> AssembledBlock | None:
         """Takes one sector's message; returns its block when that is complete. Raises ProtocolError."""
@@ -89,28 +82,25 @@ class ScanReduction:
         if self._counter or self.record.counting.thresholds_are_given or block.block not in self.record.sample_blocks:
             return None
         complete = block.sector_addresses[block.missing_sectors == 0]
-        return sample_block(complete, self.record.encoding.layout, self.dark, self.gain, self.pixel_mask).to_bytes()
+        used = self.references
+        return sample_block(complete, self.record.encoding.layout, used.dark, used.gain, used.pixel_mask).to_bytes()
 
     def set_thresholds(self, thresholds: Thresholds, sample: SampleStatistics | None = None) -> list[AssembledBlock]:
         """From now on blocks are counted; returns those that were held, to be counted now."""
-        counting, center = self.record.counting, self.detectors.center
-        # Around a center that is only known in the end, electrons are looked up when the dataset is written.
-        annuli = self.detectors.masks(FRAME_SHAPE, center) if center is not None else ()
+        counting = self.record.counting
         self._thresholds, self.sample = thresholds, sample
         self._counter = ElectronCounter(
             self.record.encoding.layout,
             thresholds.background,
             thresholds.xray,
-            self.dark,
-            self.gain,
-            pixel_mask=self.pixel_mask,
+            self.references.dark,
+            self.references.gain,
+            pixel_mask=self.references.pixel_mask,
             row_dark=counting.row_dark,
             row_dark_level=thresholds.row_dark_level,
             centroids=counting.centroids,
-            annuli=annuli,
+            annuli=self.detectors.known_masks(FRAME_SHAPE),
         )
-        scan_shape = (self.record.rows, self.record.columns)
-        self._sums = ScanSums.zeros(scan_shape, len(annuli), self._counter.diffraction_sum)
         held, self._held = self._held, []
         return held
 
@@ -125,18 +115,17 @@ class ScanReduction:
     def _count(self, block: AssembledBlock, counter: ElectronCounter) -> None:
         started = time.monotonic()
         counted = counter.count_block(block.sector_addresses)
-        self.sums.add_frames(block.scan_position, counted.counts, counted.moments, counted.annuli)
         self.seconds_counting += time.monotonic() - started
-        self._counted.append(
-            ElectronEvents.from_counts(
-                block.scan_position,
-                block.frame_number,
-                block.missing_sectors,
-                counted.counts,
-                counted.indices,
-                counted.centroids,
-            )
+        events = ElectronEvents.from_counts(
+            block.scan_position,
+            block.frame_number,
+            block.missing_sectors,
+            counted.counts,
+            counted.indices,
+            counted.centroids,
         )
+        sums = FrameSums(counted.moments.astype(np.uint32), counted.annuli.astype(np.uint32))
+        self._counted.append((events, sums))
         self.frames += len(counted.counts)
         self.electrons += len(counted.indices)
         self.raw_bytes += block.raw_bytes
@@ -150,7 +139,11 @@ class ScanReduction:
             "raw_bytes": self.raw_bytes,
         }
 
-    def take_events(self) -> ElectronEvents:
+    def take_counted(self) -> tuple[ElectronEvents, FrameSums]:
         """All that was counted on this rank, block by block. It is handed over: none of it is kept here."""
         counted, self._counted = self._counted, []
-        return ElectronEvents.concatenate(counted)
+        annuli = len(self.detectors.known_masks(FRAME_SHAPE))
+        return (
+            ElectronEvents.concatenate([events for events, _ in counted]),
+            FrameSums.concatenate([sums for _, sums in counted], annuli),
+        )

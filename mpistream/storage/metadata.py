@@ -17,7 +17,7 @@ from mpi4py import MPI
 from mpistream.model import h5_layout as layout
 from mpistream.model.dataset_description import DatasetDescription
 from mpistream.storage.disk_file import hdf5_on_disk
-from mpistream.storage.images import ReducedImages, image_bytes
+from mpistream.storage.images import ScanImages, image_bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def metadata_bytes(description: DatasetDescription) -> int:
     return image_bytes(description) + references + mask + histogram + 2**20
 
 
-def write_metadata(path: Path, description: DatasetDescription, images: ReducedImages, facts: WritingFacts) -> None:
+def write_metadata(path: Path, description: DatasetDescription, images: ScanImages, facts: WritingFacts) -> None:
     """Completes the file, without MPI. Raises OSError."""
     scan = description.scan
     with hdf5_on_disk(path, "r+") as (file, _):
@@ -54,7 +54,7 @@ def write_metadata(path: Path, description: DatasetDescription, images: ReducedI
         _write_provenance(file, description, facts)
 
 
-def _write_images(file: h5py.File, description: DatasetDescription, images: ReducedImages) -> None:
+def _write_images(file: h5py.File, description: DatasetDescription, images: ScanImages) -> None:
     detectors = description.detectors
     for name, image, radii in (
         (layout.BRIGHT_FIELD, images.bright_field, detectors.bright_field),

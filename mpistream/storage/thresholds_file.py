@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpistream.model.errors import StorageError
-from mpistream.model.scan import CountingParameters, Thresholds
+from mpistream.model.scan import CALIBRATION_STATISTICS, CountingParameters, Thresholds
 from mpistream.storage.reader import Dataset, open_dataset
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -32,7 +32,8 @@ class SavedThresholds(BaseModel):
         if self.thresholds.row_dark_level is not None:
             return self.thresholds.row_dark_level
         fitted = self.thresholds.statistics.get("optimized_mean")
-        return float(fitted) if fitted is not None and fitted > 0 and self.counting.dark is None else None
+        is_of_raw_pixels = self.counting.dark is None and self.counting.gain is None
+        return float(fitted) if fitted is not None and fitted > 0 and is_of_raw_pixels else None
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
@@ -56,11 +57,11 @@ def read_thresholds(path: Path) -> SavedThresholds:
 
 def thresholds_of(dataset: Dataset) -> SavedThresholds:
     """What a dataset was counted with. Raises StorageError where it does not say."""
-    stored = dataset.thresholds
-    record = dataset.provenance["scan_record"]
-    # another release may have more, or fewer, parameters; none of them changes what is stored
-    known = {name: value for name, value in record["counting"].items() if name in CountingParameters.model_fields}
     try:
+        stored, record = dataset.thresholds, dataset.provenance["scan_record"]
+        counting = record["counting"]
+        # another release may have more, or fewer, parameters; none of them changes what is stored
+        known = {name: counting[name] for name in CountingParameters.model_fields if name in counting}
         return SavedThresholds(
             source=record["source"],
             thresholds=Thresholds(
@@ -69,14 +70,9 @@ def thresholds_of(dataset: Dataset) -> SavedThresholds:
                 row_dark_level=stored.get("row_dark_level"),
                 calibrated=stored["threshold_calculated"],
                 sample_frames=stored["number_of_samples"],
-                statistics=_statistics(stored) if stored["threshold_calculated"] else {},
+                statistics={name: stored[name] for name in CALIBRATION_STATISTICS if stored["threshold_calculated"]},
             ),
             counting=CountingParameters.model_validate(known),
         )
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{dataset.path} does not say how it was counted: {error}", _REMEDY) from error
-
-
-def _statistics(stored: dict[str, Any]) -> dict[str, Any]:
-    ours = ("background_threshold", "x_ray_threshold", "threshold_calculated", "row_dark", "row_dark_level")
-    return {name: value for name, value in stored.items() if name not in ours}

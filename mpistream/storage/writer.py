@@ -2,6 +2,7 @@
 
     rank 0   checks the target, lays out the event arrays in <name>.partial.<tag>, reserves their space
     all      write their slabs into it, in rounds          (or send them to rank 0 without parallel HDF5)
+    all      compute the images of their slabs             (and send them to rank 0)
     rank 0   adds images and metadata
     all      compare the file with what they hold, flush it to the disk
     rank 0   gives it its name
@@ -12,12 +13,14 @@ is gone, and the ranks can write the next dataset.
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 from mpi4py import MPI
 
 from mpistream.model import h5_layout as layout
@@ -25,7 +28,6 @@ from mpistream.model.agreement import agreed
 from mpistream.model.dataset_description import DatasetDescription, WriteReport
 from mpistream.model.electron_events import Slab
 from mpistream.model.errors import StorageError
-from mpistream.model.scan_sums import ScanSums
 from mpistream.storage.event_arrays import (
     FAILURE,
     REMEDY,
@@ -35,7 +37,7 @@ from mpistream.storage.event_arrays import (
     write_by_all,
     write_by_rank_zero,
 )
-from mpistream.storage.images import ReducedImages, reduce_images
+from mpistream.storage.images import ScanImages, gather_images
 from mpistream.storage.metadata import WritingFacts, metadata_bytes, write_metadata
 from mpistream.storage.placement import (
     check_target,
@@ -57,7 +59,7 @@ Result = TypeVar("Result")
 def write_dataset(
     comm: MPI.Comm,
     slab: Slab,
-    sums: ScanSums,
+    diffraction_sum: npt.NDArray[np.uint32],
     description: DatasetDescription,
     path: str | Path,
     overwrite: bool = False,
@@ -69,60 +71,35 @@ def write_dataset(
 ) -> WriteReport:
     """Collective: the slabs of all ranks become the dataset ``path`` (rank 0's is taken), complete or not at all.
 
-    sums         of the frames that this rank counted, which need not be those of its slab
-    tag          distinguishes writers of the same dataset, for instance by epoch; the scan's uid by default
-    round_bytes  most bytes per rank and transfer, below 2**31
-    parallel     False: rank 0 writes for all, as it does with a warning where h5py has no parallel HDF5
-    collective   whether the ranks' MPI-IO transfers are merged (see write_by_all); None: where the disk has reserved
-                 the space, so that they cannot run out of it
+    diffraction_sum  uint32[frame rows, frame columns] of the frames that this rank counted, which need not be those of
+                     its slab
+    tag              distinguishes writers of the same dataset, for instance by epoch; the scan's uid by default
+    round_bytes      most bytes per rank and transfer, below 2**31
+    parallel         False: rank 0 writes for all, as it does with a warning where h5py has no parallel HDF5
+    collective       whether the ranks' MPI-IO transfers are merged (see write_by_all); None: where the disk has
+                     reserved the space, so that they cannot run out of it
 
     Raises StorageError, the same on every rank.
     """
     started = time.perf_counter()
     target = Path(comm.bcast(Path(path).absolute()))
-    tag = tag or description.scan.uid.hex
-    partial = partial_path(target, tag)
     # one rank without parallel HDF5 decides for all
     in_parallel = parallel and not comm.allreduce(int(not h5py.get_config().mpi))
-    size = event_bytes(slab.total_frames, slab.total_events, description.centroids)
-    images = reduce_images(comm, slab, sums, description)
-    with agreed(comm, StorageError, FAILURE, REMEDY):
-        if (slab.events.centroids is not None) != description.centroids:
-            raise ValueError("the slab's centroids are not as the scan's record has it")
-        if not 1 <= round_bytes < 2**31:
-            raise StorageError(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
-        if comm.rank == 0:
-            check_target(target, overwrite, size + metadata_bytes(description))
-    writing_started = time.perf_counter()
-    try:
-        addresses = _on_rank_zero(
-            comm,
-            lambda: create_event_arrays(partial, slab.total_frames, slab.total_events, description.centroids),
-        )
-        reserved = _on_rank_zero(comm, lambda: reserve_space(partial))
-        if in_parallel:
-            merged = reserved if collective is None else collective
-            driver = write_by_all(comm, partial, slab, round_bytes, merged)
-        else:
-            driver = write_by_rank_zero(comm, partial, addresses, slab, round_bytes)
-        seconds_events = comm.bcast(time.perf_counter() - writing_started)
+    _check_request(comm, slab, description, target, overwrite, round_bytes)
+    with _partial_file(comm, target, tag or description.scan.uid.hex) as partial:
+        driver, seconds_events = _write_events(comm, partial, slab, round_bytes, in_parallel, collective)
+        images = gather_images(comm, slab, diffraction_sum, description, round_bytes)
         _complete(comm, partial, slab, description, images, driver, seconds_events)
         compare_with_file(comm, partial, slab, round_bytes)
         with agreed(comm, StorageError, FAILURE, REMEDY):
             # every node flushes what its own ranks have written
             flush_to_disk(partial)
         file_bytes = _on_rank_zero(comm, lambda: publish(partial, target, overwrite))
-    except StorageError:
-        # agreed, hence raised by all ranks; none returns before the partial file is gone
-        if comm.rank == 0:
-            remove_partial(target, tag)
-        comm.Barrier()
-        raise
     return comm.bcast(
         WriteReport(
             path=target,
             file_bytes=file_bytes,
-            event_bytes=size,
+            event_bytes=event_bytes(slab.total_frames, slab.total_events, description.centroids),
             writing_ranks=comm.size if in_parallel else 1,
             parallel=in_parallel,
             seconds_events=seconds_events,
@@ -132,12 +109,55 @@ def write_dataset(
     )
 
 
+@contextmanager
+def _partial_file(comm: MPI.Comm, target: Path, tag: str) -> Iterator[Path]:
+    """Collective: the dataset's name while it is written; after a failure nothing is left there."""
+    try:
+        yield partial_path(target, tag)
+    except StorageError:
+        # agreed, hence raised by all ranks; none returns before the partial file is gone
+        if comm.rank == 0:
+            remove_partial(target, tag)
+        comm.Barrier()
+        raise
+
+
+def _check_request(
+    comm: MPI.Comm, slab: Slab, description: DatasetDescription, target: Path, overwrite: bool, round_bytes: int
+) -> None:
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        if (slab.events.centroids is not None) != description.centroids:
+            raise ValueError("the slab's centroids are not as the scan's record has it")
+        if not 1 <= round_bytes < 2**31:
+            raise StorageError(f"rounds of {round_bytes} bytes", "MPI counts need 1 to 2147483647 bytes per round")
+        if comm.rank == 0:
+            size = event_bytes(slab.total_frames, slab.total_events, description.centroids)
+            check_target(target, overwrite, size + metadata_bytes(description))
+
+
+def _write_events(
+    comm: MPI.Comm, partial: Path, slab: Slab, round_bytes: int, in_parallel: bool, collective: bool | None
+) -> tuple[str, float]:
+    """Makes the partial file with the event arrays: what this rank wrote them with, and the seconds it took."""
+    started = time.perf_counter()
+    addresses = _on_rank_zero(
+        comm,
+        lambda: create_event_arrays(partial, slab.total_frames, slab.total_events, slab.events.centroids is not None),
+    )
+    reserved = _on_rank_zero(comm, lambda: reserve_space(partial))
+    if in_parallel:
+        driver = write_by_all(comm, partial, slab, round_bytes, reserved if collective is None else collective)
+    else:
+        driver = write_by_rank_zero(comm, partial, addresses, slab, round_bytes)
+    return driver, comm.bcast(time.perf_counter() - started)
+
+
 def _complete(
     comm: MPI.Comm,
     partial: Path,
     slab: Slab,
     description: DatasetDescription,
-    images: ReducedImages | None,
+    images: ScanImages | None,
     driver: str,
     seconds_events: float,
 ) -> None:

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from mpistream.model.scan import CountingParameters
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.writer import write_dataset
-from tests.scans import Frame, describe, make_frames, to_events, to_sums
+from tests.scans import Frame, describe, make_frames, to_events, to_pattern, to_sums
 
 ROWS, COLUMNS = 9, 5
 
@@ -35,11 +35,12 @@ def main() -> None:
         description = replace(description, dark=None, pixel_mask=None, sample_histogram=None)
     own_frames = [frame for frame in frames if frame[1] % comm.size == comm.rank]
     own = to_events(own_frames, description.centroids)
-    slab = gather_slab(comm, own, ROWS * COLUMNS, round_bytes, description.centroids)
+    sums = to_sums(own_frames, description.detectors)
+    slab = gather_slab(comm, own, sums, ROWS * COLUMNS, round_bytes, description.centroids)
     report = write_dataset(
         comm,
         slab,
-        to_sums(own_frames, ROWS, COLUMNS, description.detectors),
+        to_pattern(own_frames),
         description,
         path,
         round_bytes=round_bytes,

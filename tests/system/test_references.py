@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.command_line import CommandLine
 from tests.system.datasets import event_arrays, frames_of, same_bytes
-from tests.system.sector_writer import FRAME
+from tests.system.sector_writer import FRAME, SECTORS, file_name, pack_record
 
 SEED = 7
 SOURCE = f"sim:6x6?seed={SEED}&electrons=1500&loss=0.01"
@@ -75,7 +75,7 @@ def test_a_dark_reference_and_a_mask_count_better(
         np.testing.assert_array_equal(file["references/pixel_mask"], np.load(references["mask"]))
 
 
-USED: list[tuple[str, ...]] = [(), ("dark", "mask"), ("mask", "row-dark"), ("dark", "gain")]
+USED: list[tuple[str, ...]] = [(), ("dark", "mask"), ("mask", "row-dark"), ("dark", "gain"), ("gain", "row-dark")]
 
 
 @pytest.mark.parametrize("used", USED, ids="+".join)
@@ -129,7 +129,7 @@ def test_row_dark_and_centroids_have_an_effect(testbed: CommandLine, references:
 
 def test_calibrate_says_what_it_found(cli: CommandLine, output: Path) -> None:
     shown = cli.run("calibrate", "sim:3x3?electrons=500").succeeded()
-    assert "note: there are only 9 complete frames among the first 2 blocks, not 64" in shown.stderr
+    assert "from 9 complete frames instead of 64: there were no more among the first 2 blocks" in shown.stderr
     words = ("9 complete frames", "fitted mean + 4.5 sigma", "mean + 175 standard deviations", "ADU", "none")
     assert all(word in shown.stdout for word in words)
     config = output.with_name("blocks.toml")
@@ -171,6 +171,12 @@ def test_dark_says_what_it_found(cli: CommandLine, output: Path) -> None:
         (("calibrate", "sim:2x2", "--pixel-mask", "there.npy"), ("there.npy",)),
         (("calibrate", "absent.h5"), ("absent.h5 is not there",)),
         (("calibrate", "absent.h5", "--gain", "gain.npy"), ("--gain has no effect",)),
+        (("calibrate", "absent.h5", "--config", "mpistream.toml"), ("--config has no effect",)),
+        (("calibrate", "there.npy", "--output", "there.npy", "--overwrite"), ("there.npy is read",)),
+        (
+            ("calibrate", "sim:2x2", "--gain", "there.npy", "--output", "a.json", "--plot", "there.npy", "--overwrite"),
+            ("there.npy is read",),
+        ),
     ],
 )
 def test_what_commands_refuse(
@@ -184,6 +190,32 @@ def test_what_commands_refuse(
     assert [path.name for path in folder.iterdir()] == ["there.npy"]
 
 
+def write_high_pedestal(folder: Path) -> str:
+    """Nine frames whose noise lies around the highest value of a pixel: its upper half is not there."""
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for sector in range(SECTORS):
+        records = []
+        for number in range(9):
+            values = random.normal(65535.7, 2, FRAME * FRAME).round()
+            pixels = values[values <= 65535][: FRAME * FRAME // SECTORS].astype(np.uint16)
+            records.append(pack_record(1, number, 3, 3, number, pixels))
+        (folder / file_name(1, sector)).write_bytes(b"".join(records))
+    return f"files:{folder}"
+
+
+def test_a_level_that_row_dark_cannot_use_ends_the_scan_only(testbed: CommandLine, output: Path) -> None:
+    ranks = testbed.ranks()
+    source = write_high_pedestal(output.parent / "high")
+    options = ("--background-sigmas", 1, "--row-dark", "mean")
+    testbed.run("testbed", "scan", "--source", source, "--output", output, *options).failed_with("row-dark needs")
+    assert scan(testbed, output)["electrons"] > 0
+    assert testbed.ranks() == ranks
+    sector_file = output.parent / "high" / file_name(1, 0)
+    for command in ("calibrate", "dark"):
+        testbed.run(command, source, "--output", sector_file, "--overwrite").failed_with("is read by this command")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -192,6 +224,8 @@ def test_what_commands_refuse(
         (("--thresholds", "dark.npy"), ("holds no thresholds",)),
         (("--thresholds", "saved.json", "--sample-frames", 8), ("--sample-frames is for calibration",)),
         (("--thresholds", "saved.json"), ("with a dark reference, this scan has none",)),
+        (("--background", 44, "--xray", "inf"), ("--xray: Input should be a finite number",)),
+        (("--background", 44, "--xray", 1500, "--row-dark", "mean", "--row-dark-level", 1e5), ("no more than 65535",)),
     ],
 )
 def test_what_scans_refuse(

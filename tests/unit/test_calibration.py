@@ -9,10 +9,10 @@ import pytest
 
 from mpistream.model.errors import CalibrationError, ProtocolError
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS, SectorLayout
-from mpistream.model.scan import CountingParameters, ScanRecord
+from mpistream.model.scan import CALIBRATION_STATISTICS, CountingParameters, ScanRecord
 from mpistream.reduction.calibration import (
     SampleStatistics,
-    calibrate,
+    calibrated_thresholds,
     fit_sample,
     fit_thresholds,
     merge_sample,
@@ -58,6 +58,7 @@ def test_statistics_of_corrected_pixels() -> None:
     frames = pedestal_frames(30, 4)
     statistics = sample(frames, dark=dark, gain=gain)
     values = ((frames.astype(np.float32) - dark) * (np.float32(1) / gain)).astype(np.float64)
+    assert statistics.raw is None, "row-dark is not possible with a dark reference"
     steps = (np.sign(values) * np.floor(np.abs(values) * 32 + 0.5)).astype(np.int64)
     bins = (np.sign(values) * np.floor(np.abs(values) + 0.5)).astype(np.int64)
     assert (statistics.minimum, statistics.maximum) == (values.min(), values.max())
@@ -151,12 +152,35 @@ def test_the_sum_does_not_depend_on_order_or_grouping() -> None:
     assert SampleStatistics.empty() + SampleStatistics.empty() == SampleStatistics.empty()
 
 
+def test_raw_pixels_travel_beside_those_after_a_gain() -> None:
+    """Row-dark works on them."""
+    random = np.random.default_rng(7)
+    gain = random.uniform(0.5, 2, FRAME_SHAPE)
+    mask = random.random(FRAME_SHAPE) < 0.01
+    frames = pedestal_frames(30, 4, frames=3)
+    whole = sample(frames, gain=gain, pixel_mask=mask)
+    assert whole.raw == sample(frames, pixel_mask=mask)
+    singles = [sample(frames[i : i + 1], gain=gain, pixel_mask=mask) for i in range(3)]
+    for order in itertools.permutations(singles):
+        total = reduce(add, order, SampleStatistics.empty())
+        assert total == whole
+        assert total.to_bytes() == whole.to_bytes()
+    assert whole != sample(frames, gain=gain)
+    assert sample(frames).raw is None
+
+
 def test_over_the_wire() -> None:
     dark = np.full(FRAME_SHAPE, 35.25)
-    for statistics in (sample(pedestal_frames(30, 4), dark=dark), SampleStatistics.empty()):
+    frames = pedestal_frames(30, 4)
+    samples = (sample(frames, dark=dark), sample(frames, gain=dark), sample(frames), SampleStatistics.empty())
+    for statistics in samples:
         assert SampleStatistics.from_bytes(statistics.to_bytes()) == statistics
     data = statistics.to_bytes()
     for broken in (b"", data[:-1], data + b"\0" * 8, b"\xff" + data[1:]):
+        with pytest.raises(ProtocolError):
+            SampleStatistics.from_bytes(broken)
+    data = samples[1].to_bytes()
+    for broken in (data[:-1], data + b"\0" * 8):
         with pytest.raises(ProtocolError):
             SampleStatistics.from_bytes(broken)
 
@@ -194,6 +218,7 @@ def test_the_thresholds_and_their_statistics() -> None:
         "optimized_mean": pytest.approx(30, abs=0.1),
         "optimized_std_dev": pytest.approx(4, rel=0.01),
     }
+    assert tuple(found) == CALIBRATION_STATISTICS
 
 
 @pytest.mark.parametrize("gain", [0.1, 0.5, 0.7, 3.0])
@@ -217,6 +242,7 @@ def two_values() -> np.ndarray:
         (two_values(), 175, "width"),
         (pedestal_frames(3, 30), 175, "no Gaussian fits"),
         (pedestal_frames(30, 4, electrons=0), 1, "not below the x-ray threshold"),
+        (pedestal_frames(30, 4), 1e308, "x-ray threshold is infinite"),
     ],
 )
 def test_samples_that_give_no_thresholds(frames: np.ndarray, xray_sigmas: float, message: str) -> None:
@@ -279,16 +305,41 @@ def test_no_more_blocks_are_sampled_than_needed() -> None:
 
 def test_row_dark_brings_half_rows_to_the_fitted_mean() -> None:
     statistics = sample(pedestal_frames(30, 4))
-    plain = calibrate(statistics, CountingParameters())
+    plain = calibrated_thresholds(statistics, CountingParameters())
     assert plain == fit_thresholds(statistics, 4.5, 175)
     assert plain.row_dark_level is None
-    with_level = calibrate(statistics, CountingParameters(row_dark="median"))
+    with_level = calibrated_thresholds(statistics, CountingParameters(row_dark="median"))
     assert with_level.row_dark_level == plain.statistics["optimized_mean"]
     assert with_level.model_copy(update={"row_dark_level": None}) == plain
 
 
-def test_row_dark_needs_a_pedestal() -> None:
-    below = sample(pedestal_frames(30, 4), dark=np.full(FRAME_SHAPE, 31.0))
-    with pytest.raises(CalibrationError, match="pedestal above 0") as caught:
-        calibrate(below, CountingParameters(row_dark="mean"))
+def test_with_a_gain_the_level_is_that_of_the_raw_pixels() -> None:
+    gain = np.random.default_rng(8).uniform(1.5, 2.5, FRAME_SHAPE)
+    frames = pedestal_frames(30, 4)
+    statistics = sample(frames, gain=gain)
+    found = calibrated_thresholds(statistics, CountingParameters(row_dark="median"))
+    raw = fit_thresholds(sample(frames), 4.5, 175)
+    assert found.row_dark_level == raw.statistics["optimized_mean"] == pytest.approx(30, abs=0.1)
+    plain = calibrated_thresholds(statistics, CountingParameters())
+    assert found.model_copy(update={"row_dark_level": None}) == plain
+    assert plain.statistics["optimized_mean"] == pytest.approx(15, abs=1)
+
+
+def part_of_a_pedestal(mean: float, sigma: float) -> np.ndarray:
+    """Of a normal distribution, what pixels can show: from 0 to 65535."""
+    values = np.random.default_rng(9).normal(mean, sigma, 8 * FRAME_SHAPE[0] * FRAME_SHAPE[1]).round()
+    there = values[(values >= 0) & (values <= 0xFFFF)][: FRAME_SHAPE[0] * FRAME_SHAPE[1]]
+    return there.astype(np.uint16).reshape(1, *FRAME_SHAPE)
+
+
+@pytest.mark.parametrize("gain", [None, 2.0])
+@pytest.mark.parametrize(("mean", "sigma"), [(-0.7, 2), (65535.7, 2)])
+def test_row_dark_needs_a_pedestal_among_the_pixel_values(mean: float, sigma: float, gain: float | None) -> None:
+    references = {"gain": np.full(FRAME_SHAPE, gain)} if gain else {}
+    statistics = sample(part_of_a_pedestal(mean, sigma), **references)
+    assert calibrated_thresholds(statistics, CountingParameters(background_sigmas=1)).calibrated
+    with pytest.raises(
+        CalibrationError, match=r"pedestal above 0 and no higher than 65535; .* is (-0\.|65535\.)"
+    ) as caught:
+        calibrated_thresholds(statistics, CountingParameters(row_dark="mean", background_sigmas=1))
     assert "--row-dark" in caught.value.remedy

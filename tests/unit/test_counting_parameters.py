@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from mpistream.control.conductor import given_thresholds
 from mpistream.model.scan import CountingParameters, Thresholds
+from mpistream.reduction.electron_counting import count_electrons
+from tests.unit.made_up_blocks import scan_record
 
 GIVEN = {"background": 44.0, "xray": 1500.0}
 
@@ -33,12 +36,19 @@ def test_what_goes_together(values: dict[str, Any]) -> None:
     [
         ({"background": 44.0}, "both thresholds"),
         ({"background": 1500.0, "xray": 44.0}, "must be below xray"),
-        ({"background": float("nan"), "xray": 44.0}, "must be below xray"),
+        ({"background": float("nan"), "xray": 44.0}, "finite"),
+        ({"background": float("-inf"), "xray": 44.0}, "finite"),
+        ({"background": 44.0, "xray": float("inf")}, "finite"),
+        ({"background_sigmas": float("inf")}, "finite"),
+        ({"xray_sigmas": float("inf")}, "finite"),
+        ({"xray_sigmas": float("nan")}, "finite"),
         ({"dark": "dark.npy", "row_dark": "mean"}, "row_dark takes the place of a dark reference"),
         ({"row_dark": "mode"}, "'mean' or 'median'"),
         ({**GIVEN, "row_dark": "mean"}, "needs row_dark_level"),
-        ({**GIVEN, "row_dark": "mean", "row_dark_level": 0.0}, "greater than 0"),
-        ({**GIVEN, "row_dark": "mean", "row_dark_level": float("inf")}, "finite"),
+        ({**GIVEN, "row_dark": "mean", "row_dark_level": 0.0}, "above 0"),
+        ({**GIVEN, "row_dark": "mean", "row_dark_level": 1e-50}, "above 0"),
+        ({**GIVEN, "row_dark": "mean", "row_dark_level": 65535.5}, "no more than 65535"),
+        ({**GIVEN, "row_dark": "mean", "row_dark_level": float("inf")}, "no more than 65535"),
         ({**GIVEN, "row_dark_level": 30.0}, "belongs to row_dark"),
         ({"row_dark": "mean", "row_dark_level": 30.0}, "belongs to row_dark with given thresholds"),
         ({"thresholds_from": "earlier.h5"}, "give background and xray"),
@@ -47,6 +57,32 @@ def test_what_goes_together(values: dict[str, Any]) -> None:
 def test_what_makes_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CountingParameters(**values)
+
+
+def test_row_dark_brings_pixels_to_what_float32_and_pixels_can_hold() -> None:
+    for level in (1.5e-45, 65535.0):
+        counting = CountingParameters(**GIVEN, row_dark="mean", row_dark_level=level)
+        frame = np.zeros((1, 8, 8), np.uint16)
+        count_electrons(
+            frame, background=44, xray=1500, row_dark=counting.row_dark, row_dark_level=counting.row_dark_level
+        )
+
+
+@pytest.mark.parametrize("values", [{"xray": float("inf")}, {"background": float("nan")}, {"row_dark_level": 1e5}])
+def test_thresholds_are_numbers(values: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Thresholds(**({**GIVEN, "calibrated": False} | values))
+
+
+def test_a_sample_that_is_too_small_is_said() -> None:
+    record = scan_record(counting=CountingParameters(sample_frames=3), block_frames=2)
+    enough, few = (Thresholds(**GIVEN, calibrated=True, sample_frames=frames) for frames in (3, 2))
+    assert enough.sample_note(record) is None
+    assert few.sample_note(record) == (
+        "the thresholds were calibrated from 2 complete frames instead of 3: "
+        "there were no more among the first 4 blocks"
+    )
+    assert given_thresholds(CountingParameters(**GIVEN)).sample_note(record) is None
 
 
 def test_given_thresholds() -> None:

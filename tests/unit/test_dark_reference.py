@@ -142,6 +142,15 @@ def test_few_frames_are_noted_and_fewer_refused() -> None:
     assert "16" in caught.value.remedy
 
 
+def test_the_frames_that_bounds_come_from_do_not_depend_on_blocks() -> None:
+    """Of few complete ones among the first 256 frames, those after them are none."""
+    source = "sim:19x19?electrons=0&loss=0.4&seed=2"
+    whole, *others = (dark_of(source, block_frames=block_frames) for block_frames in (8, 50, 64))
+    for other in others:
+        assert other.mean.tobytes() == whole.mean.tobytes()
+        assert other.rejected == whole.rejected
+
+
 def write_constant(folder: Path, sectors: range) -> str:
     folder.mkdir()
     for sector in sectors:

@@ -26,7 +26,9 @@ def test_options_become_parameters_and_paths_absolute() -> None:
         ({"row_dark": "mean", "dark": Path("d.npy")}, "^--row-dark takes the place", "--row-dark median"),
         ({"row_dark": "mean", "background": 44.0, "xray": 90.0}, "--row-dark-level", "--row-dark-level 30"),
         ({"row_dark_level": 30.0}, "^--row-dark-level belongs to --row-dark with", "--row-dark median"),
-        ({"row_dark_level": -3.0}, "--row-dark-level: .* greater than 0", "--row-dark-level 30"),
+        ({"row_dark_level": -3.0}, "^--row-dark-level: must be above 0", "--row-dark-level 30"),
+        ({"background": 44.0, "xray": float("inf")}, "^--xray: .* finite", "--xray 65536"),
+        ({"xray_sigmas": float("nan")}, "^--xray-sigmas: .* finite", "a number"),
     ],
 )
 def test_errors_speak_of_options(options: dict[str, Any], message: str, remedy: str) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from mpistream.model.errors import ReferenceImageError
 from mpistream.model.geometry import FRAME_SHAPE, SectorLayout
+from mpistream.model.scan import CountingParameters
 from mpistream.reduction.electron_counting import ElectronCounter
-from mpistream.reduction.reference_images import load_pixel_mask, load_reference_image
+from mpistream.reduction.reference_images import References, load_pixel_mask, load_reference_image
 
 
 def with_pixel(value: float) -> np.ndarray:
@@ -96,3 +97,16 @@ def test_masks_that_do_not_fit(mask: np.ndarray, message: str, tmp_path: Path) -
         load_pixel_mask(tmp_path / "mask.npy")
     assert str(tmp_path / "mask.npy") in caught.value.message
     assert caught.value.remedy
+
+
+def test_the_references_of_a_scan(tmp_path: Path) -> None:
+    nothing = References.load(CountingParameters())
+    assert nothing.dark is nothing.gain is nothing.pixel_mask is None
+    images = {"dark": with_pixel(3), "gain": with_pixel(2), "pixel_mask": with_pixel(0) == 0}
+    for name, image in images.items():
+        np.save(tmp_path / f"{name}.npy", image)
+    used = References.load(CountingParameters(**{name: str(tmp_path / f"{name}.npy") for name in images}))
+    for name, image in images.items():
+        np.testing.assert_array_equal(getattr(used, name), image)
+    with pytest.raises(ReferenceImageError, match=r"absent\.npy"):
+        References.load(CountingParameters(gain=str(tmp_path / "absent.npy")))

@@ -58,14 +58,14 @@ def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() 
         "blocks": 2,
         "raw_bytes": 8 * SECTORS * RECORD_BYTES,
     }
-    events = scan.take_events()
+    events, _ = scan.take_counted()
     assert events.frame_number.tolist() == list(range(4, 12))
     assert events.scan_position.tolist() == list(range(8))
     events.validate(positions=8)
     expected = [count_frame(camera_frame(number), BACKGROUND, XRAY) for number in range(4, 12)]
     np.testing.assert_array_equal(events.indices, np.concatenate(expected))
     assert electrons == len(events.indices) > 1000
-    assert len(scan.take_events()) == 0, "they were handed over"
+    assert len(scan.take_counted()[0]) == 0, "they were handed over"
     assert (scan.frames, scan.electrons) == (8, electrons)
 
 
@@ -86,7 +86,19 @@ def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
 def test_a_rank_that_gets_no_block_is_drained_from_the_start() -> None:
     scan = ScanReduction.prepare(scan_record(), 0, VirtualDetectors())
     assert scan.is_drained
-    assert len(scan.take_events()) == 0
+    assert len(scan.take_counted()[0]) == 0
+
+
+@pytest.mark.parametrize(("center", "annuli"), [(None, 0), ((250.0, 300.0), 2)])
+def test_every_rank_has_the_sums_that_the_detectors_need(center: tuple[float, float] | None, annuli: int) -> None:
+    for blocks in (0, 1):
+        scan = ScanReduction.prepare(scan_record(), blocks, VirtualDetectors(center=center))
+        scan.set_thresholds(THRESHOLDS)
+        if blocks:
+            scan.count(assemble(scan, 1))
+        events, sums = scan.take_counted()
+        assert sums.annuli.shape == (len(events), annuli) == (4 * blocks, annuli)
+        assert scan.diffraction_sum.sum() == len(events.indices)
 
 
 def test_with_given_thresholds_nothing_is_sampled() -> None:
@@ -176,7 +188,7 @@ def test_dark_and_gain_take_part(tmp_path: Path) -> None:
     scan.set_thresholds(Thresholds(background=24.0, xray=1500.0, calibrated=False))
     scan.count(assemble(scan, 1))
     expected = [count_frame(camera_frame(number), 24.0, 1500.0, dark, gain) for number in range(4, 8)]
-    np.testing.assert_array_equal(scan.take_events().indices, np.concatenate(expected))
+    np.testing.assert_array_equal(scan.take_counted()[0].indices, np.concatenate(expected))
 
 
 def test_what_is_added_up_while_counting(tmp_path: Path) -> None:
@@ -192,18 +204,18 @@ def test_what_is_added_up_while_counting(tmp_path: Path) -> None:
     scan = ScanReduction.prepare(record, 1, detectors)
     scan.set_thresholds(THRESHOLDS)
     scan.count(assemble(scan, 1))
-    events, sums = scan.take_events(), scan.sums
+    events, sums = scan.take_counted()
+    sums.validate(len(events))
     expected = [count_frame(camera_frame(number), BACKGROUND, XRAY, pixel_mask=mask) for number in range(4, 8)]
     np.testing.assert_array_equal(events.indices, np.concatenate(expected))
     assert events.centroids is not None
     assert events.centroids.shape == (len(events.indices), 2)
     assert np.abs(events.centroids).max() > 20
-    np.testing.assert_array_equal(sums.electron_count.ravel(), events.counts)
-    np.testing.assert_array_equal(sums.diffraction_sum.ravel(), np.bincount(events.indices, minlength=576 * 576))
-    for image, inside in zip(sums.annuli, detectors.masks((576, 576), (250.0, 300.0)), strict=True):
-        np.testing.assert_array_equal(image.ravel(), [inside.ravel()[frame].sum() for frame in expected])
-    centers = [np.mean(np.divmod(frame, 576), axis=1) for frame in expected]
-    np.testing.assert_allclose(sums.center_of_mass[0], centers)
+    np.testing.assert_array_equal(scan.diffraction_sum.ravel(), np.bincount(events.indices, minlength=576 * 576))
+    for within, inside in zip(sums.annuli.T, detectors.masks((576, 576), (250.0, 300.0)), strict=True):
+        np.testing.assert_array_equal(within, [inside.ravel()[frame].sum() for frame in expected])
+    np.testing.assert_array_equal(sums.moments, [np.sum(np.divmod(frame, 576), axis=1) for frame in expected])
+    assert sums.moments.dtype == sums.annuli.dtype == np.uint32
 
 
 def test_row_dark_takes_part() -> None:
@@ -214,7 +226,7 @@ def test_row_dark_takes_part() -> None:
     expected = [
         count_frame(camera_frame(number), 33.0, 900.0, row_dark="median", row_dark_level=20.0) for number in range(4, 8)
     ]
-    np.testing.assert_array_equal(scan.take_events().indices, np.concatenate(expected))
+    np.testing.assert_array_equal(scan.take_counted()[0].indices, np.concatenate(expected))
 
 
 def test_a_reference_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The frames of a source in one process are those that a scan's ranks put together."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from mpistream.model.errors import ReferenceImageError, SourceError
 from mpistream.model.geometry import FRAME_SHAPE
 from mpistream.model.scan import CountingParameters
 from mpistream.pipeline.source_frames import record_of_source, sample_source, source_blocks
-from mpistream.reduction.calibration import SampleStatistics, sample_block
+from mpistream.reduction.calibration import SampleStatistics, calibrated_thresholds, sample_block
+from mpistream.reduction.electron_counting import ElectronCounter
+from mpistream.reduction.reference_images import References
 from tests.system.sector_writer import MadeUpScan
 
 
@@ -74,6 +77,32 @@ def test_the_sample_is_that_of_a_scan(tmp_path: Path) -> None:
             break
     assert sample_source(record) == total
     assert total.pixels == total.frames * 575 * 576
+
+
+def electrons_of(counting: CountingParameters) -> int:
+    record, _ = record_of_source("sim:8x8?xrays=0", 8, counting)
+    thresholds = calibrated_thresholds(sample_source(record), counting)
+    used = References.load(counting)
+    counter = ElectronCounter(
+        record.encoding.layout,
+        thresholds.background,
+        thresholds.xray,
+        used.dark,
+        used.gain,
+        row_dark=counting.row_dark,
+        row_dark_level=thresholds.row_dark_level,
+    )
+    return sum(len(counter.count_block(block.sector_addresses).indices) for block in source_blocks(record))
+
+
+@pytest.mark.parametrize("row_dark", [None, "mean"])
+def test_a_gain_that_is_the_same_everywhere_leaves_the_electrons(tmp_path: Path, row_dark: Any) -> None:
+    """Up to the rounding of the fit: with row-dark too, which brings half rows to a level before the gain."""
+    np.save(tmp_path / "gain.npy", np.full(FRAME_SHAPE, 2.0))
+    plain = electrons_of(CountingParameters(row_dark=row_dark))
+    assert plain > 100_000
+    with_gain = electrons_of(CountingParameters(row_dark=row_dark, gain=str(tmp_path / "gain.npy")))
+    assert with_gain == pytest.approx(plain, rel=0.01)
 
 
 def test_a_short_source_gives_a_smaller_sample() -> None:
