@@ -85,6 +85,12 @@ def open_source(specification: str, sector: int) -> SectorSource:
     return SimulatedSectorSource(_simulation_options(place, options), sector)
 
 
+def files_of_source(specification: str) -> list[Path]:
+    """The files that a source reads: none of a simulated one. Raises SourceError."""
+    scheme, place, _ = parse_specification(specification)
+    return [file.path for file in list_sector_files(Path(place))] if scheme == "files" else []
+
+
 def absolute_specification(specification: str) -> str:
     """The same source for a process with another working directory. Raises SourceError."""
     scheme, place, _ = parse_specification(specification)

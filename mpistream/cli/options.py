@@ -105,9 +105,13 @@ def counting_parameters(**options: Any) -> CountingParameters:
         where = " ".join(_as_option(str(part)) for part in first["loc"])
         message = re.sub("row_dark(_level)?", lambda name: _as_option(name[0]), first["msg"])
         message = message.removeprefix("Value error, ")
-        remedy = "for instance --background 44 --xray 1500; or neither, then they are calibrated"
-        if "--row-dark" in where + message:
-            remedy = "for instance --row-dark median; with --background and --xray also --row-dark-level 30"
+        remedy = "for instance --background 44 --xray 1500; or neither, then they are calibrated, or from --thresholds"
+        if "takes the place" in message:
+            remedy = "leave --dark or --row-dark out"
+        elif "belongs to" in message:
+            remedy = "leave --row-dark-level out: calibration finds it, --thresholds brings it along"
+        elif "--row-dark-level" in where + message:
+            remedy = "for instance --row-dark-level 30, where the pedestal lies at 30 ADU"
         if first["type"] == "finite_number":
             remedy = "give a number; --xray 65536 is as good as no limit, unless a gain or row-dark raises values"
         raise ConfigError(f"{where}: {message}" if where else message, remedy) from None

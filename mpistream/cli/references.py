@@ -10,8 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from mpistream.acquisition.sector_files import list_sector_files
-from mpistream.acquisition.source import parse_specification
+from mpistream.acquisition.source import files_of_source
 from mpistream.cli.options import calibration_options, config_option, counting_parameters, load_config
 from mpistream.model.config import Config
 from mpistream.model.dataset_description import SampleHistogram
@@ -63,7 +62,7 @@ def dark(
     The mean of every pixel, without the outliers that x-rays and stray electrons leave.
     """
     paths = [path.absolute() for path in (output, noise, mask) if path is not None]
-    check_targets(paths, overwrite, _files_of_source(source))
+    check_targets(paths, overwrite, files_of_source(source))
     record, notes = record_of_source(source, Config().stream.block_frames, CountingParameters())
     if frames is not None:
         record = record.model_copy(update={"last_frame": min(record.last_frame, record.first_frame + frames - 1)})
@@ -82,12 +81,6 @@ def dark(
     click.echo(f"bad pixels   {numbers['dead']} dead, {numbers['hot']} hot, {numbers['noisy']} noisy")
     for path in paths:
         click.echo(f"written      {path}")
-
-
-def _files_of_source(source: str) -> list[Path]:
-    """The sector files of ``files:``. Raises SourceError."""
-    scheme, place, _ = parse_specification(source)
-    return [file.path for file in list_sector_files(Path(place))] if scheme == "files" else []
 
 
 def _with_progress(record: ScanRecord) -> Iterator[AssembledBlock]:
@@ -139,7 +132,7 @@ def calibrate(
     targets = [path.absolute() for path in (output, plot) if path is not None]
     is_dataset = not source.startswith(("files:", "sim:"))
     inputs = [value for value in counting.values() if isinstance(value, Path)]
-    check_targets(targets, overwrite, inputs + ([Path(source)] if is_dataset else _files_of_source(source)))
+    check_targets(targets, overwrite, inputs + ([Path(source)] if is_dataset else files_of_source(source)))
     histogram: SampleHistogram | None
     if is_dataset:
         saved, histogram = _of_dataset(Path(source), {**counting, "config": config})
@@ -169,8 +162,7 @@ def _calibrate_source(
     _print_notes(notes)
     sample = sample_source(record)
     thresholds = calibrated_thresholds(sample, counting)
-    if note := thresholds.sample_note(record):
-        _print_notes((note,))
+    _print_notes(tuple(thresholds.notes(record)))
     saved = SavedThresholds(source=record.source, thresholds=thresholds, counting=counting)
     return saved, SampleHistogram(sample.first_bin, sample.histogram)
 

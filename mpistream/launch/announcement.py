@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpistream.acquisition.source import files_of_source
 from mpistream.control.registry import Registry
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.launch.scan_follower import check_senders
@@ -13,7 +14,7 @@ from mpistream.model.scan import CountingParameters, ScanRecord
 from mpistream.pipeline.producer import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
-from mpistream.storage.placement import check_target
+from mpistream.storage.small_files import check_targets
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
-    check_target(request.output.absolute(), request.overwrite)
     counting = request.counting
+    named = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
+    inputs = [Path(path) for path in named if path is not None] + files_of_source(request.source)
+    check_targets([request.output.absolute()], request.overwrite, inputs)
     threshold_notes: tuple[str, ...] = ()
     if request.thresholds is not None:
         counting, threshold_notes = with_saved_thresholds(counting, request.thresholds)
@@ -48,6 +51,11 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
         direct=request.direct,
     )
     check_window(config, draft)
+    if counting.background is not None and counting.background < 0:
+        notes += (
+            f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "
+            "electrons, and counting takes 50 times as long",
+        )
     return draft, (*notes, *threshold_notes)
 
 

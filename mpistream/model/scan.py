@@ -1,5 +1,6 @@
 """What is fixed when a scan is announced, and what is known when it has ended."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
@@ -36,6 +37,10 @@ def _check_row_dark_level(level: float) -> float:
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _FiniteAbove0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _RowDarkLevel = Annotated[float, AfterValidator(_check_row_dark_level)]
+
+
+#: A pedestal this many of its sigmas from 0 is not where a dark reference of the same detector leaves it.
+_FAR_SIGMAS = 3.0
 
 
 class _Record(BaseModel):
@@ -168,14 +173,25 @@ class Thresholds(_Record):
     sample_frames: int = 0
     statistics: dict[str, int | float] = Field(default_factory=dict)
 
-    def sample_note(self, record: ScanRecord) -> str | None:
-        """What a user should know where the scan had fewer complete frames than it was to be calibrated from."""
-        if not self.calibrated or self.sample_frames >= record.counting.sample_frames:
-            return None
-        return (
-            f"the thresholds were calibrated from {self.sample_frames} complete frames instead of "
-            f"{record.counting.sample_frames}: there were no more among the first {len(record.sample_blocks)} blocks"
-        )
+    def notes(self, record: ScanRecord) -> Iterator[str]:
+        """What a user should know of a calibration: too few frames, a dark reference that does not fit."""
+        if not self.calibrated:
+            return
+        if self.sample_frames < record.counting.sample_frames:
+            blocks = len(record.sample_blocks)
+            yield (
+                f"the thresholds were calibrated from {self.sample_frames} complete frames instead of "
+                f"{record.counting.sample_frames}: there were no more among the first {blocks} "
+                f"block{'s' if blocks > 1 else ''}"
+            )
+        if record.counting.dark is None:
+            return
+        mean, sigma = (self.statistics[f"optimized_{name}"] for name in ("mean", "std_dev"))
+        if abs(mean) > _FAR_SIGMAS * sigma:
+            yield (
+                f"after the dark reference the pedestal lies at {mean:.4g} ADU, {abs(mean) / sigma:.2g} sigmas from 0: "
+                "is it a dark reference of this detector?"
+            )
 
 
 class Counters(_Record):

@@ -79,8 +79,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
 def _warnings(record: ScanRecord, thresholds: Thresholds, report: WriteReport) -> Iterator[str]:
     if report.warning:
         yield report.warning
-    if note := thresholds.sample_note(record):
-        yield note
+    yield from thresholds.notes(record)
 
 
 def check_detectors(comm: MPI.Comm, detectors: VirtualDetectors) -> None:

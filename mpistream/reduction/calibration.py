@@ -269,6 +269,11 @@ def fit_thresholds(statistics: SampleStatistics, background_sigmas: float, xray_
     fitted_mean, fitted_sigma = _fit_pedestal(statistics)
     background = fitted_mean + background_sigmas * fitted_sigma
     xray = mean + xray_sigmas * std_dev
+    if background < 0:
+        raise CalibrationError(
+            f"the calibrated background ({background:g} ADU) is below 0: the pedestal lies at {fitted_mean:g} ADU",
+            "is the dark reference of this camera? Make another one with mpistream dark",
+        )
     if not background < xray:
         raise CalibrationError(
             f"the calibrated background ({background:g}) is not below the x-ray threshold ({xray:g})", _REMEDY

@@ -86,7 +86,8 @@ def dark_reference(blocks: Iterable[AssembledBlock], layout: SectorLayout, outli
     """
     if not outlier_sigmas >= LEAST_OUTLIER_SIGMAS:
         raise ConfigError(
-            f"outliers beyond {outlier_sigmas:g} sigmas", f"give {LEAST_OUTLIER_SIGMAS:g} or more, for instance 5"
+            f"{outlier_sigmas:g} as outlier_sigmas leaves out good values, too",
+            f"give {LEAST_OUTLIER_SIGMAS:g} or more, for instance 5",
         )
     rest = iter(blocks)
     held = _first_blocks(rest)
@@ -101,7 +102,8 @@ def dark_reference(blocks: Iterable[AssembledBlock], layout: SectorLayout, outli
 def _check_is_dark(reference: DarkReference) -> None:
     if reference.rejected > _MOST_REJECTED:
         raise CalibrationError(
-            f"the scan does not look dark: {reference.rejected:.2%} of the pixel values are outliers",
+            f"the scan does not look dark: {reference.rejected:.2%} of the pixel values are outliers, "
+            f"more than {_MOST_REJECTED:.2%}",
             "record a scan with the beam blanked",
         )
     bad = np.count_nonzero(reference.mask) / FRAME_PIXELS
@@ -133,9 +135,10 @@ def _complete_frames(blocks: list[AssembledBlock], layout: SectorLayout) -> npt.
         seen = first.any(axis=0)
         absent = ", ".join(str(sector) for sector in np.flatnonzero(~seen))
         raise CalibrationError(
-            f"the scan has {len(addresses)} complete frames at its beginning"
+            f"there are {len(addresses)} complete frames at the scan's beginning"
             + (f"; no frame has sector {absent}" if absent else ""),
-            f"a dark reference needs {LEAST_FRAMES}, better {SAMPLE_FRAMES} or more, with all sectors",
+            f"a dark reference needs {LEAST_FRAMES}, better {SAMPLE_FRAMES} or more, with all sectors; "
+            "--frames must not be fewer",
         )
     frames = np.empty((min(len(addresses), SAMPLE_FRAMES), *FRAME_SHAPE), np.uint16)
     for frame, sectors in zip(frames, addresses.tolist(), strict=False):

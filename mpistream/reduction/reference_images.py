@@ -16,6 +16,8 @@ FloatImage = npt.NDArray[np.float32]
 BoolImage = npt.NDArray[np.bool_]
 Kind = Literal["dark", "gain"]
 
+_TURN_ROUND = "0 (or False) stands for good pixels: turn the mask round with numpy.logical_not"
+
 _Image = TypeVar("_Image", FloatImage, BoolImage)
 
 #: An integer dark of less than this leaves differences with uint16 pixels that float32 holds exactly.
@@ -56,9 +58,15 @@ def load_reference_image(path: str | Path, kind: Kind) -> FloatImage:
 def load_pixel_mask(path: str | Path) -> BoolImage:
     """The pixel mask in a .npy file, bool of the frame's shape (576, 576), True for bad pixels.
 
-    Raises ReferenceImageError, naming the file, for whatever cannot serve as one.
+    Raises ReferenceImageError, naming the file, for whatever cannot serve as one: also for one with more bad pixels
+    than good ones, which is most likely the wrong way round.
     """
-    return _load(path, "pixel mask", check_pixel_mask)
+    mask = _load(path, "pixel mask", check_pixel_mask)
+    if 2 * np.count_nonzero(mask) > mask.size:
+        raise ReferenceImageError(
+            f"{path}: the pixel mask marks {np.count_nonzero(mask)} of {mask.size} pixels as bad", _TURN_ROUND
+        )
+    return mask
 
 
 def _load(path: str | Path, name: str, check: Callable[[Any, tuple[int, int]], _Image]) -> _Image:
@@ -117,10 +125,7 @@ def check_pixel_mask(mask: Any, shape: tuple[int, int]) -> BoolImage:
     """
     image = np.ascontiguousarray(_of_shape(mask, shape, "bui", "pixel mask") != 0)
     if image.all():
-        raise ReferenceImageError(
-            "the pixel mask marks every pixel as bad",
-            "0 (or False) stands for good pixels: turn the mask round with numpy.logical_not",
-        )
+        raise ReferenceImageError("the pixel mask marks every pixel as bad", _TURN_ROUND)
     return image
 
 
@@ -130,7 +135,10 @@ def _of_shape(image: Any, shape: tuple[int, int], kinds: str, name: str) -> npt.
     if image.dtype.kind not in kinds:
         raise ReferenceImageError(
             f"the {name} has the dtype {image.dtype}",
-            f"make it an array of {'booleans or integers' if 'b' in kinds else 'integers or floats'}",
+            "numpy.load the file: this takes arrays"
+            if image.dtype.kind in "US"
+            else f"make it an array of {'booleans or integers' if 'b' in kinds else 'integers or floats'}, "
+            "unless it is another kind of reference",
         )
     if image.shape != shape:
         raise ReferenceImageError(

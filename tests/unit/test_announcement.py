@@ -57,6 +57,25 @@ def test_what_is_wrong_is_found_before_anything_starts(request_: ScanRequest, tm
     draft_scan(replace(request_, counting=CountingParameters(background=40, xray=900)), small)
 
 
+@pytest.mark.parametrize("used", ["dark", "gain", "pixel_mask", "thresholds"])
+def test_a_scan_never_overwrites_what_it_reads(request_: ScanRequest, tmp_path: Path, used: str) -> None:
+    path = tmp_path / "used"
+    path.write_bytes(b"precious")
+    if used == "thresholds":
+        wrong = replace(request_, thresholds=path)
+    else:
+        wrong = replace(request_, counting=CountingParameters(**{used: str(path)}))
+    with pytest.raises(StorageError, match="is read by this command"):
+        draft_scan(replace(wrong, output=tmp_path / "." / "used", overwrite=True), Config())
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_background_below_0_is_said(request_: ScanRequest) -> None:
+    for background, notes in ((0.0, 0), (-5.0, 1)):
+        counting = CountingParameters(background=background, xray=900)
+        assert len(draft_scan(replace(request_, counting=counting), Config())[1]) == notes
+
+
 def test_saved_thresholds_become_given_ones(request_: ScanRequest, tmp_path: Path) -> None:
     """A scan with them looks at no sample, which would not fit into this window; what is odd is noted."""
     thresholds = Thresholds(background=44.125, xray=1500, calibrated=True, statistics={"optimized_mean": 30.5})

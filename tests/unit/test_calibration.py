@@ -251,6 +251,13 @@ def test_samples_that_give_no_thresholds(frames: np.ndarray, xray_sigmas: float,
     assert "--background and --xray" in caught.value.remedy
 
 
+def test_a_dark_reference_of_another_detector_gives_no_thresholds() -> None:
+    dark = np.full(FRAME_SHAPE, 5000, np.float32)
+    with pytest.raises(CalibrationError, match="below 0: the pedestal lies at -4970") as caught:
+        fit_thresholds(sample(pedestal_frames(30, 3), dark=dark), 4.5, 175)
+    assert "mpistream dark" in caught.value.remedy
+
+
 def test_no_complete_frame() -> None:
     with pytest.raises(CalibrationError, match="not one sample frame"):
         fit_thresholds(SampleStatistics.empty(), 4.5, 175)

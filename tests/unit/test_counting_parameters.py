@@ -77,12 +77,22 @@ def test_thresholds_are_numbers(values: dict[str, float]) -> None:
 def test_a_sample_that_is_too_small_is_said() -> None:
     record = scan_record(counting=CountingParameters(sample_frames=3), block_frames=2)
     enough, few = (Thresholds(**GIVEN, calibrated=True, sample_frames=frames) for frames in (3, 2))
-    assert enough.sample_note(record) is None
-    assert few.sample_note(record) == (
+    assert list(enough.notes(record)) == []
+    assert list(few.notes(record)) == [
         "the thresholds were calibrated from 2 complete frames instead of 3: "
         "there were no more among the first 4 blocks"
-    )
-    assert given_thresholds(CountingParameters(**GIVEN)).sample_note(record) is None
+    ]
+    assert list(given_thresholds(CountingParameters(**GIVEN)).notes(record)) == []
+
+
+def test_a_dark_reference_that_does_not_fit_is_said() -> None:
+    record = scan_record(counting=CountingParameters(dark="dark.npy"))
+    for mean, notes in ((0.2, 0), (-8.9, 0), (9.5, 1), (-9.5, 1)):
+        statistics = {"optimized_mean": mean, "optimized_std_dev": 3.0}
+        thresholds = Thresholds(**GIVEN, calibrated=True, sample_frames=64, statistics=statistics)
+        assert len(list(thresholds.notes(record))) == notes
+        undarkened = record.model_copy(update={"counting": CountingParameters()})
+        assert list(thresholds.notes(undarkened)) == []
 
 
 def test_given_thresholds() -> None:

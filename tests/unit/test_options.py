@@ -23,9 +23,9 @@ def test_options_become_parameters_and_paths_absolute() -> None:
     [
         ({"background": 44.0}, "give both thresholds", "--background 44 --xray 1500"),
         ({"xray_sigmas": -1.0}, "--xray-sigmas: .* greater than 0", "--background"),
-        ({"row_dark": "mean", "dark": Path("d.npy")}, "^--row-dark takes the place", "--row-dark median"),
+        ({"row_dark": "mean", "dark": Path("d.npy")}, "^--row-dark takes the place", "leave --dark or"),
         ({"row_dark": "mean", "background": 44.0, "xray": 90.0}, "--row-dark-level", "--row-dark-level 30"),
-        ({"row_dark_level": 30.0}, "^--row-dark-level belongs to --row-dark with", "--row-dark median"),
+        ({"row_dark_level": 30.0}, "^--row-dark-level belongs to --row-dark with", "leave --row-dark-level out"),
         ({"row_dark_level": -3.0}, "^--row-dark-level: must be above 0", "--row-dark-level 30"),
         ({"background": 44.0, "xray": float("inf")}, "^--xray: .* finite", "--xray 65536"),
         ({"xray_sigmas": float("nan")}, "^--xray-sigmas: .* finite", "a number"),

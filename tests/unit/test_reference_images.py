@@ -75,7 +75,7 @@ def test_files_that_are_no_references(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64, ">u2"])
 def test_masks_from_files(dtype: str, tmp_path: Path) -> None:
     """All but 0 is a bad pixel."""
-    mask = np.random.default_rng(1).integers(0, 2, FRAME_SHAPE)
+    mask = (np.random.default_rng(1).random(FRAME_SHAPE) < 0.4).astype(int)
     np.save(tmp_path / "mask.npy", np.asfortranarray((mask * 256 if dtype == ">u2" else -mask).astype(dtype)))
     loaded = load_pixel_mask(tmp_path / "mask.npy")
     assert loaded.dtype == bool
@@ -89,6 +89,7 @@ def test_masks_from_files(dtype: str, tmp_path: Path) -> None:
         (np.zeros(FRAME_SHAPE), "dtype float64"),
         (np.zeros((4, 144, 576), bool), r"shape \(4, 144, 576\)"),
         (np.ones(FRAME_SHAPE, bool), "every pixel"),
+        (np.arange(576 * 576).reshape(FRAME_SHAPE) >= 30, "331746 of 331776 pixels"),
     ],
 )
 def test_masks_that_do_not_fit(mask: np.ndarray, message: str, tmp_path: Path) -> None:
