@@ -87,8 +87,8 @@ def open_source(specification: str, sector: int) -> SectorSource:
 
 def files_of_source(specification: str) -> list[Path]:
     """The files that a source reads: none of a simulated one. Raises SourceError."""
-    scheme, place, _ = parse_specification(specification)
-    return [file.path for file in list_sector_files(Path(place))] if scheme == "files" else []
+    scheme, place, options = parse_specification(specification)
+    return [file.path for file in list_sector_files(_file_options(place, options)[0])] if scheme == "files" else []
 
 
 def absolute_specification(specification: str) -> str:
