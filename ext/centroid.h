@@ -48,7 +48,7 @@ static void find_centroid(const struct frame_rows *frame, const struct counting 
             lowest = value[i][j] < lowest ? value[i][j] : lowest;
         }
     }
-    if (!(value[1][1] > plan->background && value[1][1] < xray)) {
+    if (!is_between(plan, value[1][1])) {
         offset[0] = offset[1] = 0;
         return;
     }

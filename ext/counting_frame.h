@@ -232,17 +232,22 @@ static inline float value_of(const struct frame_rows *frame, const struct counti
     return corrected(here, column, here->factor[column >= plan->columns / 2], corrections_of(plan));
 }
 
+/* Do the thresholds leave this value? */
+static inline int is_between(const struct counting *plan, float value)
+{
+    return value > plan->background && value < plan->xray;
+}
+
 static inline int is_kept(const struct frame_rows *frame, const struct counting *plan, int row, int column)
 {
-    float value = value_of(frame, plan, row, column);
-    return value > plan->background && value < plan->xray;
+    return is_between(plan, value_of(frame, plan, row, column));
 }
 
 /* The value with which a pixel takes part: 0 where the thresholds exclude it. */
 static inline float kept_value(const struct frame_rows *frame, const struct counting *plan, int row, int column)
 {
     float value = value_of(frame, plan, row, column);
-    return value > plan->background && value < plan->xray ? value : 0;
+    return is_between(plan, value) ? value : 0;
 }
 
 #endif

@@ -16,7 +16,6 @@ from mpistream.reduction.electron_counting import ElectronCounter, count_electro
 
 DENSITIES = (500, 2500, 8000)
 SIGMAS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0)
-FRAMES = 24
 PROGRAMS = ("mpistream", "stempy")
 REFERENCES = ("none", "dark")
 
