@@ -21,6 +21,7 @@ import etcd3.etcdrpc as etcdrpc
 import grpc
 from etcd3.utils import increment_last_byte
 
+from mpistream.control.process_identity import is_known_dead
 from mpistream.model.errors import CoordinationError, EtcdUnreachable
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ _GRPC_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
 ]
+
+#: Instead of a value: no such key.
+ABSENT = object()
 
 #: What a watcher is told: the key below the prefix, and its value, or None when it was deleted.
 Change = tuple[str, Any]
@@ -100,9 +104,36 @@ class Coordination:
         with self._translated():
             return bool(self._client.replace(self.prefix + key, _dump(expected), _dump(value)))
 
+    def write_while(self, guard: str, guarding: Any, key: str, value: Any, expected: Any = ABSENT) -> bool:
+        """Writes only while ``guarding`` stands at ``guard``, and ``expected`` (ABSENT: nothing) at ``key``."""
+        conditions = self._client.transactions
+        with self._translated():
+            unchanged = (
+                conditions.version(self.prefix + key) == 0
+                if expected is ABSENT
+                else conditions.value(self.prefix + key) == _dump(expected)
+            )
+            guarded = conditions.value(self.prefix + guard) == _dump(guarding)
+            write = conditions.put(self.prefix + key, _dump(value))
+            return bool(self._client.transaction(compare=[guarded, unchanged], success=[write], failure=[])[0])
+
     def delete(self, key: str) -> None:
         with self._translated():
             self._client.delete(self.prefix + key)
+
+    def delete_prefix(self, key: str) -> None:
+        with self._translated():
+            self._client.delete_prefix(self.prefix + key)
+
+    def delete_if(self, key: str, expected: Any) -> bool:
+        """Deletes a key only while ``expected`` stands there."""
+        conditions = self._client.transactions
+        with self._translated():
+            unchanged = conditions.value(self.prefix + key) == _dump(expected)
+            done = self._client.transaction(
+                compare=[unchanged], success=[conditions.delete(self.prefix + key)], failure=[]
+            )
+            return bool(done[0])
 
     def grant_lease(self, seconds: int) -> "etcd3.Lease":
         with self._translated():
@@ -117,9 +148,19 @@ class Coordination:
         """A key that disappears within ``lease_seconds`` after this process did.
 
         One that another process holds is waited for that long, since that process may just have died; then
-        CoordinationError is raised.
+        CoordinationError is raised. That of a process known to have died is taken over at once.
         """
-        return Registration(self, key, value, lease_seconds)
+        registration = Registration(self, key, value, lease_seconds)
+        registration.take(wait=True)
+        return registration
+
+    def take_role(self, key: str, value: Any, lease_seconds: int, on_lost: Callable[[], None]) -> "Registration | None":
+        """As ``register``, without waiting: None where another process has the key.
+
+        ``on_lost`` is called, from a thread of its own, should the lease run out and another process take the key.
+        """
+        registration = Registration(self, key, value, lease_seconds, on_lost)
+        return registration if registration.take(wait=False) else None
 
     def watch(self, key: str, on_change: Callable[[Change], None]) -> "Watch":
         """Reports everything below ``key``, now and whenever it changes, from a thread of its own."""
@@ -289,28 +330,60 @@ def _first_line(error: BaseException) -> str:
 class Registration:
     """A leased key, kept alive by a thread of its own; written again should the lease have run out."""
 
-    def __init__(self, coordination: Coordination, key: str, value: Any, lease_seconds: int) -> None:
+    def __init__(
+        self,
+        coordination: Coordination,
+        key: str,
+        value: Any,
+        lease_seconds: int,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
         self._coordination = coordination.sibling()
         self._key = key
         self._value = value
         self._lease_seconds = lease_seconds
+        self._on_lost = on_lost
         self._closed = threading.Event()
-        self._lease = self._coordination.grant_lease(lease_seconds)
-        self._take_key()
+        self._lock = threading.Lock()  # over the value: what is written last is what was given last
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease {key}", daemon=True)
-        self._thread.start()
 
-    def _take_key(self) -> None:
+    @property
+    def value(self) -> Any:
+        return self._value
+
+    def take(self, wait: bool) -> bool:
+        """Takes the key and keeps it. False without ``wait`` where another process has it; with it, raises
+        CoordinationError when that one does not let go for a lease's time.
+        """
+        try:
+            self._lease = self._coordination.grant_lease(self._lease_seconds)
+            taken = self._take_key(wait)
+        except BaseException:
+            self._coordination.close()
+            raise
+        if taken:
+            self._thread.start()
+        else:
+            self._withdraw()
+        return taken
+
+    def _take_key(self, wait: bool) -> bool:
         # etcd may keep a dead process's key for a second longer than its lease says
         deadline = time.monotonic() + self._lease_seconds + 2
         while not self._coordination.create_leased(self._key, self._value, self._lease):
             if self._closed.is_set():
-                return
+                return False
             other = self._coordination.get(self._key)
-            if _dump(other) == _dump(self._value):
+            if self._is_mine(other):
                 # an earlier attempt was carried out, though its answer never came; or this process's own last lease
-                self._coordination.put(self._key, self._value, self._lease)
-                return
+                with self._lock:
+                    self._coordination.put(self._key, self._value, self._lease)
+                return True
+            if isinstance(other, dict) and is_known_dead(str(other.get("process", ""))):
+                self._coordination.delete_if(self._key, other)
+                continue
+            if not wait:
+                return False
             if time.monotonic() > deadline:
                 who = "another process"
                 if isinstance(other, dict) and {"pid", "host"} <= other.keys():
@@ -321,6 +394,18 @@ class Registration:
             self._closed.wait(0.2)
             with self._coordination._translated():
                 self._lease.refresh()
+        return True
+
+    def _is_mine(self, other: Any) -> bool:
+        if isinstance(other, dict) and isinstance(self._value, dict) and "process" in self._value:
+            return other.get("process") == self._value["process"]
+        return _dump(other) == _dump(self._value)
+
+    def update(self, value: Any) -> None:
+        """Writes another value under the same key and lease. Raises EtcdUnreachable; it is then written later."""
+        with self._lock:
+            self._value = value
+            self._coordination.put(self._key, value, self._lease)
 
     def _keep_alive(self) -> None:
         registered = True
@@ -333,8 +418,10 @@ class Registration:
                     registered = False
                     self._lease = self._coordination.grant_lease(self._lease_seconds)
                 if not registered:
-                    self._take_key()
-                    registered = True
+                    registered = self._take_key(wait=self._on_lost is None)
+                    if not registered:
+                        self._lost()
+                        return
             except EtcdUnreachable as error:
                 _log.warning("cannot refresh the lease on %s: %s", self._key, error.message)
             except CoordinationError as error:
@@ -343,10 +430,18 @@ class Registration:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
+    def _lost(self) -> None:
+        if self._on_lost is not None and not self._closed.is_set():
+            self._on_lost()
+
     def close(self) -> None:
         """Withdraws the registration at once; where etcd does not answer, the lease runs out by itself."""
         self._closed.set()
-        self._thread.join(timeout=self._coordination.timeout_seconds + 1)
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._coordination.timeout_seconds + 1)
+        self._withdraw()
+
+    def _withdraw(self) -> None:
         try:
             with self._coordination._translated():
                 self._lease.revoke()

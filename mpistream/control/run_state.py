@@ -1,4 +1,4 @@
-"""The states of a scan and the legal ways between them. Pure; docs/control.md tells them in words."""
+"""The states of a scan and the legal ways between them. Pure; docs/states.md tells them in words."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,8 +13,9 @@ class ScanState(StrEnum):
     STREAMING = "streaming"  # the ranks are ready; the producers send
     DRAINING = "draining"  # every producer has sent its last block; the ranks still count
     ASSEMBLING = "assembling"  # every block is counted; the ranks write the dataset
-    COMMITTED = "committed"  # the dataset has its final name
-    ABORTED = "aborted"  # ended by request
+    COMMITTED = "committed"  # the dataset has its final name and everything that was sent
+    INCOMPLETE = "incomplete"  # the dataset has its final name; a sector's producer was gone for good
+    ABORTED = "aborted"  # ended by request, with what had arrived in a dataset or without
     FAILED = "failed"  # ended by an error; the reason is recorded
 
     @property
@@ -28,8 +29,9 @@ TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {
     ScanState.ANNOUNCED: frozenset({ScanState.STREAMING}) | _ENDS_BADLY,
     ScanState.STREAMING: frozenset({ScanState.DRAINING}) | _ENDS_BADLY,
     ScanState.DRAINING: frozenset({ScanState.ASSEMBLING}) | _ENDS_BADLY,
-    ScanState.ASSEMBLING: frozenset({ScanState.COMMITTED}) | _ENDS_BADLY,
+    ScanState.ASSEMBLING: frozenset({ScanState.COMMITTED, ScanState.INCOMPLETE}) | _ENDS_BADLY,
     ScanState.COMMITTED: frozenset(),
+    ScanState.INCOMPLETE: frozenset(),
     ScanState.ABORTED: frozenset(),
     ScanState.FAILED: frozenset(),
 }
@@ -37,7 +39,7 @@ TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {
 
 @dataclass(frozen=True)
 class ScanStatus:
-    """A scan's state as etcd holds it; ``reason`` and ``remedy`` are for people."""
+    """A scan's state as etcd holds it; ``reason`` and ``remedy`` are for people: why it ended, what it waits for."""
 
     state: ScanState
     since_unix_seconds: float

@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -61,6 +61,13 @@ class StreamConfig(_Section):
         default=256 * 2**20, description="most bytes of a scan between its source and the ranks, all sectors together"
     )
     patience_seconds: float = Field(default=120.0, gt=0, description="longest silence before a scan is given up")
+    absent_seconds: float = Field(
+        default=30.0, gt=0, description="how long a sector's producer may be gone before its scan goes on without it"
+    )
+    spill_directory: str = Field(
+        default="", description="folder on a local disk for blocks that a live source cannot keep; empty: none"
+    )
+    spill_bytes: int = Field(default=100 * 2**30, gt=0, description="most bytes spilled per sector")
 
     def producer_blocks(self, block_frames: int) -> int:
         """Blocks of ``block_frames`` frames that one sector's producer may have under way."""
@@ -78,6 +85,18 @@ class AggregatorConfig(_Section):
     name: str = "aggregator"
     data_port: int = Field(default=0, ge=0, le=65535, description="0 takes any free port")
     answer_port: int = Field(default=0, ge=0, le=65535, description="0 takes any free port")
+
+
+class JournalConfig(_Section):
+    directory: str = Field(default="", description="folder for journals, seen by all ranks; empty: beside the output")
+    durability: Literal["none", "write", "fsync"] = Field(default="write", description="when a block is acknowledged")
+
+    @field_validator("directory")
+    @classmethod
+    def _absolute(cls, directory: str) -> str:
+        if directory and not Path(directory).is_absolute():
+            raise ValueError(f"{directory!r} is not an absolute path")
+        return directory
 
 
 class RanksConfig(_Section):
@@ -132,6 +151,7 @@ class Config(_Section):
     network: NetworkConfig = NetworkConfig()
     stream: StreamConfig = StreamConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
+    journal: JournalConfig = JournalConfig()
     ranks: RanksConfig = RanksConfig()
     detectors: DetectorsConfig = DetectorsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()

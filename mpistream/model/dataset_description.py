@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.geometry import FRAME_SHAPE
-from mpistream.model.scan import Counters, ScanRecord, Thresholds
+from mpistream.model.h5_layout import REJECTED_DTYPE
+from mpistream.model.scan import Counters, ScanRecord, SectorEnd, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
 
 
@@ -32,13 +33,19 @@ class SampleHistogram:
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The same on every rank. ``thresholds.statistics`` are best named as stempy names them (mean, std_dev, ...).
+    """The same on every rank, but for ``rejected``.
+
+    ``thresholds.statistics`` are best named as stempy names them (mean, std_dev, ...).
 
     dark, gain        float32[frame rows, frame columns] as used for counting, None where there was none
     pixel_mask        [frame rows, frame columns], not 0 where a pixel was left out; None where there was none
     sample_histogram  of the calibration's sample; None for given thresholds. Only rank 0's counts
     seconds           how long the stages before the writing took
     provenance        anything else that says where the dataset comes from; values that JSON can hold
+    ends              what each sector's producer sent; without them nothing can be compared with what is written
+    rejected          h5_layout.REJECTED_DTYPE: records that came and count as missing because they were bad, each on
+                      one rank or on several
+    complete          whether the scan ran to its end with all its producers
     """
 
     scan: ScanRecord
@@ -52,6 +59,9 @@ class DatasetDescription:
     detectors: VirtualDetectors = field(default_factory=VirtualDetectors)
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    ends: tuple[SectorEnd, ...] = ()
+    rejected: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, REJECTED_DTYPE))
+    complete: bool = True
 
     @property
     def scan_shape(self) -> tuple[int, int]:
@@ -61,6 +71,20 @@ class DatasetDescription:
     def centroids(self) -> bool:
         """Whether the events have centroids."""
         return self.scan.counting.centroids
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """What a dataset knows of how it came together.
+
+    rejected   as in DatasetDescription, each record once, ordered by frame and sector
+    checksums  h5_layout.CHECKSUM_DTYPE[slabs]
+    """
+
+    complete: bool
+    ends: tuple[SectorEnd, ...]
+    rejected: npt.NDArray[np.void]
+    checksums: npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)

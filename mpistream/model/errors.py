@@ -36,6 +36,10 @@ class StorageError(MpistreamError):
     """The dataset cannot be written or read."""
 
 
+class NoRoomError(StorageError):
+    """A disk is full, or a quota is used up: once there is space, the same may succeed."""
+
+
 class CoordinationError(MpistreamError):
     """What etcd holds contradicts this process."""
 

@@ -61,6 +61,27 @@ PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"
 PROVENANCE_VERSIONS = f"{PROVENANCE}/versions"
 PROVENANCE_RANKS = f"{PROVENANCE}/ranks"
 
+DELIVERY = "metadata/delivery"
+COMPLETE_ATTRIBUTE = "complete"
+ENDS_ATTRIBUTE = "ends"
+REJECTED = f"{DELIVERY}/rejected"
+CHECKSUMS = f"{DELIVERY}/checksums"
+
+#: One row per record that came and was left out because it was bad.
+REJECTED_DTYPE = [("frame_number", "<u8"), ("sector", "u1")]
+
+#: The arrays of which there are checksums, without their group.
+CHECKSUM_NAMES = tuple(name.rpartition("/")[2] for name in (*EVENT_DTYPES, CENTROIDS))
+#: One row per slab: which rows of the arrays it is, and the CRC-32 of its part of each array (0 without centroids).
+#: That of the offsets takes in the one behind its last frame.
+CHECKSUM_DTYPE = [
+    ("first_frame", "<u8"),
+    ("n_frames", "<u8"),
+    ("first_event", "<u8"),
+    ("n_events", "<u8"),
+    *((name, "<u4") for name in CHECKSUM_NAMES),
+]
+
 #: One row per rank: its share of the events, and what it wrote them with: HDF5's driver, or posix (empty: rank 0 did).
 RANK_DTYPE = [
     ("rank", "<u4"),

@@ -7,21 +7,24 @@ from typing import Any
 
 from mpistream.model.errors import ProtocolError
 
-VERSION = 2
+VERSION = 3
 
 
 class JobMessageKind(StrEnum):
     # from a rank to the leader of the job
-    HEARTBEAT = "heartbeat"  # {"progress": {uid: {name: number}}}; the leader sends empty ones
-    READY = "ready"  # {"uid"}: prepared for the scan
+    HEARTBEAT = "heartbeat"  # {}; from the leader to the ranks, too
+    READY = "ready"  # {"uid", "incarnation", "journal"}: prepared for the scan
     SAMPLE = "sample"  # {"uid", "block"}, binary: statistics of the block's complete frames
-    DRAINED = "drained"  # {"uid"}: every block of mine is counted
-    FAULT = "fault"  # {"uid", "message", "remedy"}
+    COUNTED = "counted"  # {"uid", "bytes", "totals", "flushed", "problem"}, binary: u64 blocks newly journaled
+    FAULT = "fault"  # {"uid", "message", "remedy", "fatal"}: fatal where no other rank could do better
     STOP = "stop"  # {}: from a rank, it is asked to end; from the leader, all ranks end
     # from the leader to every rank
+    TABLE = "table"  # {"table"}: the latest routing table
     PREPARE = "prepare"  # {"record"}
     THRESHOLDS = "thresholds"  # {"uid", "thresholds"}, binary: statistics of the sample, where they were calibrated
-    ASSEMBLE = "assemble"  # {"uid", "ends"}
+    CUT = "cut"  # {"uid", "sectors"}: nothing more comes of these sectors
+    FLUSH = "flush"  # {"uid"}: say when all that has come is journaled
+    ASSEMBLE = "assemble"  # {"uid", "ends", "journals", "output", "attempt"}
     DISCARD = "discard"  # {"uid"}
 
 

@@ -1,4 +1,4 @@
-"""The wire format, version 1: every byte that mpistream sends between its processes. See docs/protocol.md.
+"""The wire format, version 2: every byte that mpistream sends between its processes. See docs/protocol.md.
 
 All numbers are little-endian. A data message has two ZeroMQ parts: a block header of fixed size, then the payload:
 the camera's own records verbatim, one per bit set in ``frames_present``, in ascending order of their frames.
@@ -16,7 +16,7 @@ from mpistream.model.errors import ProtocolError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS, SectorLayout
 
 MAGIC = b"MPIS"
-VERSION = 1
+VERSION = 2
 MAX_BLOCK_FRAMES = 64
 
 
@@ -24,6 +24,7 @@ class Kind(IntEnum):
     BLOCK = 1
     ACK = 2
     HELLO = 3
+    WANT = 4
 
 
 class Encoding(IntEnum):
@@ -39,11 +40,15 @@ class Encoding(IntEnum):
 
 # magic, version, kind: what every message begins with
 _PREFIX = struct.Struct("<4sHH")
-# encoding, sector, block_frames, routing_version, producer_id, scan_uid,
+# encoding, sector, block_frames, routing_version, destination, producer_id, scan_uid,
 # producer_incarnation, block, frames_present, payload_bytes
-_BLOCK = struct.Struct("<BBHII16sQQQQ")
+_BLOCK = struct.Struct("<BBHIII16sQQQQ")
+# What goes back to a producer begins with its id, so that it can be passed on unread.
+_PRODUCER_ID = struct.Struct("<I")
 # producer_id, scan_uid, producer_incarnation, rank_incarnation, number of blocks
 _ACK = struct.Struct("<I16sQQI")
+# producer_id, scan_uid, rank_incarnation
+_WANT = struct.Struct("<I16sQ")
 
 BLOCK_HEADER_BYTES = _PREFIX.size + _BLOCK.size
 
@@ -66,12 +71,16 @@ def check_prefix(message: bytes | memoryview, kind: Kind) -> None:
 
 @dataclass(frozen=True)
 class BlockHeader:
-    """Frames ``block * block_frames`` to ``(block + 1) * block_frames - 1`` of one sector of one scan."""
+    """Frames ``block * block_frames`` to ``(block + 1) * block_frames - 1`` of one sector of one scan.
+
+    ``destination`` is the rank that it goes to: an index into the ranks of the routing table ``routing_version``.
+    """
 
     encoding: Encoding
     sector: int
     block_frames: int
     routing_version: int
+    destination: int
     producer_id: int
     scan_uid: bytes
     producer_incarnation: int
@@ -89,6 +98,7 @@ class BlockHeader:
             self.sector,
             self.block_frames,
             self.routing_version,
+            self.destination,
             self.producer_id,
             self.scan_uid,
             self.producer_incarnation,
@@ -118,7 +128,10 @@ class BlockHeader:
 
 @dataclass(frozen=True)
 class Ack:
-    """A rank has taken over these blocks of a scan from this producer: it need keep them no longer."""
+    """A rank has counted and journaled these blocks of a scan: their producer need keep them no longer.
+
+    ``producer_incarnation`` is that of the message which brought the block.
+    """
 
     producer_id: int
     scan_uid: bytes
@@ -146,6 +159,43 @@ class Ack:
         if len(message) != _PREFIX.size + _ACK.size + 8 * count:
             raise ProtocolError(f"an acknowledgement of {count} blocks in {len(message)} bytes")
         return cls(producer_id, scan_uid, producer, rank, blocks)
+
+
+@dataclass(frozen=True)
+class Want:
+    """A rank to which nothing comes any more: what it was sent and has not acknowledged should be sent again."""
+
+    producer_id: int
+    scan_uid: bytes
+    rank_incarnation: int
+
+    def pack(self) -> bytes:
+        return _PREFIX.pack(MAGIC, VERSION, Kind.WANT) + _WANT.pack(
+            self.producer_id, self.scan_uid, self.rank_incarnation
+        )
+
+    @classmethod
+    def unpack(cls, message: bytes | memoryview) -> "Want":
+        check_prefix(message, Kind.WANT)
+        if len(message) != _PREFIX.size + _WANT.size:
+            raise ProtocolError(f"a request of {len(message)} bytes")
+        return cls(*_WANT.unpack_from(message, _PREFIX.size))
+
+
+def unpack_answer(message: bytes | memoryview) -> Ack | Want:
+    """What comes back to a producer. Raises ProtocolError."""
+    if len(message) >= _PREFIX.size and _PREFIX.unpack_from(message)[2] == Kind.WANT:
+        return Want.unpack(message)
+    return Ack.unpack(message)
+
+
+def producer_of_answer(message: bytes | memoryview) -> int:
+    """The id of the producer that an answer is for, unread. Raises ProtocolError."""
+    if len(message) < _PREFIX.size + _PRODUCER_ID.size:
+        raise ProtocolError(f"an answer of {len(message)} bytes")
+    kind = _PREFIX.unpack_from(message)[2]
+    check_prefix(message, Kind.WANT if kind == Kind.WANT else Kind.ACK)
+    return int(_PRODUCER_ID.unpack_from(message, _PREFIX.size)[0])
 
 
 @dataclass(frozen=True)

@@ -15,28 +15,43 @@ class RankEndpoints:
     incarnation: int
     data_endpoint: str
     answer_endpoint: str
+    job: str = ""
 
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """The ranks that share a session's blocks. A new version is written when they change; old ones are kept."""
+    """The ranks that share the blocks of a deployment: those of one MPI job or of several.
+
+    A new version is written when a job comes or goes; old ones are kept. ``conducting`` is the job that leads: what
+    thresholds are calibrated from goes to its ranks only.
+    """
 
     version: int
-    job: str
+    conducting: str
     ranks: tuple[RankEndpoints, ...]
 
-    def rank_of(self, scan_uid: bytes, block: int) -> int:
-        """All sectors of a block go to this index into ``ranks``. Consecutive blocks go round all of them."""
-        return (int.from_bytes(scan_uid[:4], "little") + block) % len(self.ranks)
+    def rank_of(self, scan_uid: bytes, block: int, in_sample: bool = False) -> int:
+        """All sectors of a block go to this index into ``ranks``. Consecutive blocks go round all of them, those of a
+        sample round those of the conducting job.
+        """
+        turn = int.from_bytes(scan_uid[:4], "little") + block
+        if in_sample:
+            conducting = [index for index, rank in enumerate(self.ranks) if rank.job == self.conducting]
+            return conducting[turn % len(conducting)]
+        return turn % len(self.ranks)
 
-    def blocks_of(self, rank: int, scan_uid: bytes, blocks: range) -> range:
-        """Those of consecutive ``blocks`` that go to ``rank``."""
-        first = blocks.start + (rank - self.rank_of(scan_uid, blocks.start)) % len(self.ranks)
-        return range(first, blocks.stop, len(self.ranks))
+    @property
+    def jobs(self) -> frozenset[str]:
+        return frozenset(rank.job for rank in self.ranks)
+
+    @property
+    def incarnations(self) -> frozenset[int]:
+        """Whose acknowledgements count under this table."""
+        return frozenset(rank.incarnation for rank in self.ranks)
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": self.version, "job": self.job, "ranks": [asdict(rank) for rank in self.ranks]}
+        return {"version": self.version, "conducting": self.conducting, "ranks": [asdict(rank) for rank in self.ranks]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RoutingTable":
-        return cls(value["version"], value["job"], tuple(RankEndpoints(**rank) for rank in value["ranks"]))
+        return cls(value["version"], value["conducting"], tuple(RankEndpoints(**rank) for rank in value["ranks"]))

@@ -1,6 +1,7 @@
 """What is fixed when a scan is announced, and what is known when it has ended."""
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
@@ -45,6 +46,14 @@ _FAR_SIGMAS = 3.0
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Durability(StrEnum):
+    """When a rank acknowledges a block that it has counted."""
+
+    NONE = "none"  # at once: the scan fails if its MPI job dies
+    WRITE = "write"  # once the journal is written: survives the death of any process
+    FSYNC = "fsync"  # once the journal is on the disk: on shared storage survives the loss of a node
 
 
 class CountingParameters(_Record):
@@ -105,7 +114,10 @@ class CountingParameters(_Record):
 
 
 class ScanRecord(_Record):
-    """The immutable record of a scan, written once before its first block."""
+    """The immutable record of a scan, written once before its first block.
+
+    ``journals`` is the folder in which its ranks journal what they have counted; it is there only while the scan lasts.
+    """
 
     uid: UUID
     scan_number: int
@@ -116,11 +128,12 @@ class ScanRecord(_Record):
     first_frame: int = Field(ge=0)
     last_frame: int = Field(ge=0)
     block_frames: int = Field(ge=1, le=MAX_BLOCK_FRAMES)
-    routing_version: int
     direct: bool
     counting: CountingParameters
     output: str
     overwrite: bool
+    journals: str = ""
+    durability: Durability = Durability.WRITE
     announced_unix_seconds: float
 
     @model_validator(mode="after")
@@ -144,19 +157,45 @@ class ScanRecord(_Record):
         wanted = -(-4 * self.counting.sample_frames // self.block_frames)
         return self.block_range[:wanted]
 
+    @property
+    def sample_to_route(self) -> range:
+        """The blocks that must go to the job that calibrates; none where the thresholds are given."""
+        return range(0) if self.counting.thresholds_are_given else self.sample_blocks
+
 
 class SectorEnd(_Record):
-    """What one sector's producer sent in all: written when its last block is on its way."""
+    """What one sector's producer sent in all: written when its last block is on its way.
+
+    Written by the job's leader in the producer's place where that one is gone for good or the scan is ended early: then
+    ``cut`` says why, and the numbers are 0. ``digest`` is None where the producer cannot know what an earlier start of
+    it sent (a live source that was restarted).
+    """
 
     sector: int
+    cut: str = ""
     producer_id: int
     blocks: int
     records: int
-    digest: int
+    digest: int | None
     sectors_duplicate: int
     sectors_rejected: int
     seconds_reading: float
     seconds_sending: float
+
+    @classmethod
+    def cut_short(cls, sector: int, reason: str) -> Self:
+        return cls(
+            sector=sector,
+            cut=reason,
+            producer_id=sector,
+            blocks=0,
+            records=0,
+            digest=None,
+            sectors_duplicate=0,
+            sectors_rejected=0,
+            seconds_reading=0.0,
+            seconds_sending=0.0,
+        )
 
 
 class Thresholds(_Record):
@@ -172,6 +211,18 @@ class Thresholds(_Record):
     calibrated: bool
     sample_frames: int = 0
     statistics: dict[str, int | float] = Field(default_factory=dict)
+
+    @classmethod
+    def given(cls, counting: CountingParameters) -> Self:
+        """Those that a scan's record itself holds."""
+        assert counting.background is not None
+        assert counting.xray is not None
+        return cls(
+            background=counting.background,
+            xray=counting.xray,
+            row_dark_level=counting.row_dark_level,
+            calibrated=False,
+        )
 
     def notes(self, record: ScanRecord) -> Iterator[str]:
         """What a user should know of a calibration: too few frames, a dark reference that does not fit."""
@@ -205,12 +256,14 @@ class Counters(_Record):
     sectors_rejected: int
     frames_lost: int  # frame numbers between the first and the last of which no sector came
     raw_bytes: int
+    blocks_repeated: int = 0  # messages that came again: sent once more after a loss
 
 
 class ScanSummary(_Record):
     """The commit record of a finished scan."""
 
     dataset: str
+    complete: bool = True  # False: the scan was cut short, or went on without a sector
     scan_shape: tuple[int, int]
     counters: Counters
     thresholds: Thresholds

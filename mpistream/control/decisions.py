@@ -1,0 +1,146 @@
+"""What the conducting job does next with a scan: a pure function of the facts. docs/states.md tells it in words.
+
+Nothing is remembered between two decisions. So a job that takes over in the middle, at whatever point the one before
+it ended, decides the same from the same facts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mpistream.control.run_state import ScanState
+from mpistream.control.scan_facts import ScanFacts
+from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.geometry import SECTORS
+from mpistream.model.routing_table import RoutingTable
+
+
+@dataclass(frozen=True)
+class Become:
+    """Take the scan to ``state``."""
+
+    state: ScanState
+    error: MpistreamError | None = None
+
+
+@dataclass(frozen=True)
+class PinThresholds:
+    """Write the thresholds: those given, or those of the sample once there is one (``with_less``: of what there is)."""
+
+    with_less: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """End a sector in its producer's place."""
+
+    sector: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assemble:
+    """Let the ranks of this job write the dataset."""
+
+
+@dataclass(frozen=True)
+class TidyUp:
+    """The scan has ended: remove its journals, forget its shares."""
+
+
+Step = Become | PinThresholds | Cut | Assemble | TidyUp
+
+
+def next_step(
+    facts: ScanFacts, table: RoutingTable, may_stream: bool = True, gone: Mapping[int, str] | None = None
+) -> Step | None:
+    """None where there is nothing to do but wait.
+
+    table       the latest one
+    may_stream  no other scan of the deployment streams
+    gone        sectors whose producers have been away for too long, and why
+    """
+    if facts.record is None or facts.state is None:
+        return None
+    if facts.state.is_final:
+        return TidyUp() if facts.shares else None
+    if facts.state is ScanState.ASSEMBLING:
+        return _while_assembling(facts)
+    return _early_end(facts) or _onwards(facts, table, may_stream, gone or {})
+
+
+def _while_assembling(facts: ScanFacts) -> Step:
+    """Everything has arrived: whatever is gone meanwhile, the dataset is written. Only who wants none is heard."""
+    if facts.abort is not None and not facts.abort.keep:
+        return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
+    return Assemble()
+
+
+def _early_end(facts: ScanFacts) -> Step | None:
+    """Reasons to end a scan without a dataset."""
+    nothing_yet = facts.state is ScanState.ANNOUNCED
+    if facts.abort is not None and (nothing_yet or not facts.abort.keep):
+        return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
+    for message, remedy in facts.faults.values():
+        return Become(ScanState.FAILED, ScanFailed(message, remedy))
+    lost = [share.job for share in facts.shares.values() if share.sealed]
+    if lost and not facts.survives_its_job and not nothing_yet:
+        return Become(
+            ScanState.FAILED,
+            ScanFailed(
+                "an MPI job that counted this scan has ended, and durability is none: what it held is gone",
+                'run the scan again; [journal] durability = "write" survives that',
+            ),
+        )
+    return None
+
+
+def _onwards(facts: ScanFacts, table: RoutingTable, may_stream: bool, gone: Mapping[int, str]) -> Step | None:
+    match facts.state:
+        case ScanState.ANNOUNCED:
+            step: Step | None = Become(ScanState.STREAMING) if may_stream and _all_are_ready(facts, table) else None
+        case ScanState.STREAMING:
+            step = _while_streaming(facts, gone)
+        case _:
+            step = _while_draining(facts, table)
+    if step is None and facts.thresholds is None:
+        return PinThresholds(with_less=facts.is_cut_short)
+    return step
+
+
+def _all_are_ready(facts: ScanFacts, table: RoutingTable) -> bool:
+    return all(job in facts.shares and facts.shares[job].ready for job in table.jobs)
+
+
+def _while_streaming(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
+    for sector in range(SECTORS):
+        if sector not in facts.ends:
+            if facts.abort is not None:
+                return Cut(sector, facts.abort.reason)
+            if sector in gone:
+                return Cut(sector, gone[sector])
+    return Become(ScanState.DRAINING) if len(facts.ends) == SECTORS else None
+
+
+def _while_draining(facts: ScanFacts, table: RoutingTable) -> Step | None:
+    """Drained means that the sets are equal, not that so many blocks have been counted."""
+    if facts.blocks_journaled.is_complete:
+        return Become(ScanState.ASSEMBLING)
+    if not facts.is_cut_short or facts.thresholds is None:
+        return None
+    flushed = all(job in facts.shares and facts.shares[job].flushed for job in table.jobs)
+    return Become(ScanState.ASSEMBLING) if flushed else None
+
+
+def final_state(facts: ScanFacts) -> ScanState:
+    """How a scan ends whose dataset has its name."""
+    if facts.abort is not None and facts.sectors_cut:
+        return ScanState.ABORTED
+    return ScanState.INCOMPLETE if facts.sectors_cut else ScanState.COMMITTED
+
+
+def final_reason(facts: ScanFacts) -> MpistreamError | None:
+    """What people should know of a dataset that is not whole."""
+    reasons = {end.cut: None for _, end in sorted(facts.ends.items()) if end.cut}
+    if not reasons:
+        return None
+    return ScanFailed("; ".join(reasons), "the dataset has everything that arrived before")
