@@ -1,139 +1,196 @@
-"""The producer's side of the stream: blocks of one sector in ascending order, within a window bounded in bytes."""
+"""The producer's side of the stream: sends the blocks of one sector of one scan until ranks have journaled them all."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mpistream.acquisition.block_supply import BlockSupply, HeldBlock
+from mpistream.acquisition.delivery import Delivery, destination_of
 from mpistream.acquisition.source import SectorSource
 from mpistream.model.errors import ScanFailed
-from mpistream.model.protocol import Ack, BlockHeader, blocks_digest
+from mpistream.model.fault_points import reach
+from mpistream.model.job_share import JobShare
+from mpistream.model.protocol import Ack, BlockHeader, Want, blocks_digest
+from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd
-from mpistream.transport.sockets import AnswerOutlet, DataOutlet, Sockets
+from mpistream.transport.sockets import DataOutlet
 
-#: How often a waiting producer looks whether its scan is still wanted.
-_TURN_SECONDS = 0.25
-
-
-class SendWindow:
-    """The blocks that are sent and not yet acknowledged, and the buffers that they lie in.
-
-    A buffer is handed out again once its block is acknowledged: then nobody reads it any more.
-    """
-
-    def __init__(self, blocks: int, block_bytes: int) -> None:
-        self._limit = blocks
-        self._block_bytes = block_bytes
-        self._free: list[memoryview] = []
-        self._unacknowledged: dict[int, memoryview] = {}
-
-    def __len__(self) -> int:
-        return len(self._unacknowledged)
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._unacknowledged) < self._limit
-
-    def take(self, block: int) -> memoryview:
-        """A writable buffer of ``block_bytes`` for ``block``; only while the window has room."""
-        buffer = self._free.pop() if self._free else memoryview(bytearray(self._block_bytes))
-        self._unacknowledged[block] = buffer
-        return buffer
-
-    def acknowledge(self, block: int) -> None:
-        """Again for a block that was acknowledged before does nothing."""
-        buffer = self._unacknowledged.pop(block, None)
-        if buffer is not None:
-            self._free.append(buffer)
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class SectorSender:
-    """Sends one sector of one scan. ``outlet_of(block)`` is where a block goes: an aggregator, or the rank itself.
+    """Sends one sector of one scan, block by block, in ascending order. It never waits.
 
-    ``still_wanted`` tells whether the scan goes on; without any acknowledgement for ``patience_seconds`` it is given
-    up with ScanFailed.
+    ``outlet_of(destination)`` is where a block for that rank of the latest table goes: to an aggregator, or to the rank
+    itself; None while there is no way. ``is_resumed``: an earlier start of this process may have sent some of the scan.
     """
 
     record: ScanRecord
     source: SectorSource
+    supply: BlockSupply
     producer_id: int
     incarnation: int
-    window: SendWindow
-    sockets: Sockets
-    outlet_of: Callable[[int], DataOutlet]
-    answers: list[AnswerOutlet]
-    still_wanted: Callable[[], bool]
+    outlet_of: Callable[[int], DataOutlet | None]
     patience_seconds: float
+    is_resumed: bool = False
+    blocks_sent: int = 0  # messages: a block that was sent twice counts twice
     seconds_reading: float = 0.0
-    _sent: dict[int, int] = field(default_factory=dict)  # block -> bit map of frames present
+    delivery: Delivery = field(init=False)
+    _started: float = field(default_factory=time.monotonic)
     _last_news: float = field(default_factory=time.monotonic)
 
-    def send_all(self) -> SectorEnd | None:
-        """Sends every block of the scan; None when the scan was ended meanwhile."""
-        started = time.monotonic()
-        for block in self.record.block_range:
-            if not self._wait(lambda: self.window.has_room):
-                return None
-            self._send(block)
-        return SectorEnd(
-            sector=self.source.sector,
-            producer_id=self.producer_id,
-            blocks=len(self._sent),
-            records=sum(present.bit_count() for present in self._sent.values()),
-            digest=blocks_digest(self.source.sector, self._sent.keys(), self._sent.values()),
-            sectors_duplicate=self.source.sectors_duplicate,
-            sectors_rejected=self.source.sectors_rejected,
-            seconds_reading=self.seconds_reading,
-            seconds_sending=time.monotonic() - started,
-        )
+    def __post_init__(self) -> None:
+        self.delivery = Delivery(self.record.block_range, destination_of(self.record))
 
-    def wait_until_acknowledged(self) -> None:
-        """Keeps the blocks until the ranks have taken them over, or the scan has ended."""
-        self._wait(lambda: len(self.window) == 0)
+    def adopt(self, table: RoutingTable) -> None:
+        """From now on blocks go where ``table`` says; what is not acknowledged is sent again."""
+        if self.delivery.adopt(table):
+            self.news_came()
 
-    def _send(self, block: int) -> None:
-        buffer = self.window.take(block)
+    def reconcile(self, shares: Mapping[str, JobShare]) -> None:
+        """Takes in what the jobs have journaled; all shares of the scan, every time."""
+        released, owed_again = self.delivery.reconcile(shares)
+        for block in released:
+            self.supply.released(block, came_with_own=False)
+        if owed_again:
+            _log.warning(
+                "scan %s: %d blocks of sector %d are owed again: the job that had acknowledged them lost them",
+                self.record.uid,
+                len(owed_again),
+                self.source.sector,
+            )
+        self.news_came()
+
+    def take(self, answer: Ack | Want) -> None:
+        """An answer that concerns this scan."""
+        if isinstance(answer, Want):
+            self.delivery.want(answer.rank_incarnation)
+            return
+        came_with_own = answer.producer_incarnation == self.incarnation
+        for block in self.delivery.acknowledge(answer.blocks, answer.rank_incarnation):
+            self.supply.released(block, came_with_own)
+            self.news_came()
+
+    def resend_all(self) -> None:
+        """The way to the ranks has changed: what was under way may be lost."""
+        self.delivery.resend_all()
+        self.news_came()
+
+    def capture(self) -> bool:
+        """Takes a block from a live source before it is written over; False where there is none to take."""
         started = time.monotonic()
-        present = self.source.read_block(block, self.record.block_frames, buffer)
+        captured = self.supply.capture(self.delivery.is_released)
+        if captured:
+            self.seconds_reading += time.monotonic() - started
+        return captured
+
+    def send_next(self) -> bool:
+        """Sends the lowest block that is owed; False where none can be sent for now. Raises SourceError."""
+        block = self.delivery.next_block()
+        if block is None:
+            return False
+        destination = self.delivery.destination(block)
+        outlet = None if destination is None else self.outlet_of(destination)
+        if destination is None or outlet is None:
+            return False
+        started = time.monotonic()
+        held = self.supply.take(block, self.delivery.is_lowest(block))
         self.seconds_reading += time.monotonic() - started
-        payload_bytes = present.bit_count() * (len(buffer) // self.record.block_frames)
-        header = BlockHeader(
+        if held is None:
+            return False
+        header = self._header(block, destination, held)
+        reach("producer.before-send")
+        outlet.send(header.pack(), held.payload)
+        held.sends += 1
+        self.blocks_sent += 1
+        self.delivery.sent(block)
+        self.news_came()  # the ranks' silence begins when they have something to answer
+        return True
+
+    def _header(self, block: int, destination: int, held: HeldBlock) -> BlockHeader:
+        table = self.delivery.table
+        assert table is not None
+        return BlockHeader(
             self.record.encoding,
             self.source.sector,
             self.record.block_frames,
-            self.record.routing_version,
+            table.version,
+            destination,
             self.producer_id,
             self.record.uid.bytes,
             self.incarnation,
             block,
-            present,
-            payload_bytes,
+            held.frames_present,
+            len(held.payload),
         )
-        self.outlet_of(block).send(header.pack(), buffer[:payload_bytes])
-        self._sent[block] = present
-        self._last_news = time.monotonic()  # the ranks' silence begins when they have something to answer
 
-    def _wait(self, done: Callable[[], bool]) -> bool:
-        """True once ``done``, False when the scan is no longer wanted."""
-        while self.still_wanted():
-            self._take_answers()
-            if done():
-                return True
-            if time.monotonic() - self._last_news > self.patience_seconds:
-                raise ScanFailed(
-                    f"no rank acknowledged a block of sector {self.source.sector} for {self.patience_seconds:g} s",
-                    "look into the consumers' log; [stream] patience_seconds sets this limit",
-                )
-            self.sockets.wait(_TURN_SECONDS)
-        return False
+    @property
+    def has_sent_all(self) -> bool:
+        """Every block is under way or released: the end record can be written."""
+        return self.delivery.owed == 0
 
-    def _take_answers(self) -> None:
-        for outlet in self.answers:
-            for ack in outlet.receive():
-                if self._is_mine(ack):
-                    self._last_news = time.monotonic()
-                    for block in ack.blocks:
-                        self.window.acknowledge(block)
+    @property
+    def is_complete(self) -> bool:
+        return self.delivery.is_complete
 
-    def _is_mine(self, ack: Ack) -> bool:
-        return ack.scan_uid == self.record.uid.bytes and ack.producer_incarnation == self.incarnation
+    def end(self) -> SectorEnd:
+        """What was sent in all, by this start of the process or by earlier ones."""
+        blocks = self.record.block_range
+        sent = [self.supply.frames_sent(block) for block in blocks]
+        known = [present for present in sent if present is not None]
+        is_known = len(known) == len(blocks) and not (self.source.is_live and self.is_resumed)
+        return SectorEnd(
+            sector=self.source.sector,
+            producer_id=self.producer_id,
+            blocks=len(blocks),
+            records=sum(present.bit_count() for present in known),
+            digest=blocks_digest(self.source.sector, blocks, known) if is_known else None,
+            sectors_duplicate=self.source.sectors_duplicate,
+            sectors_rejected=self.source.sectors_rejected,
+            seconds_reading=self.seconds_reading,
+            seconds_sending=time.monotonic() - self._started,
+        )
+
+    def news_came(self) -> None:
+        self._last_news = time.monotonic()
+
+    def check_patience(self) -> None:
+        """Raises ScanFailed when nothing has been heard for ``patience_seconds`` although something is waited for."""
+        seconds = time.monotonic() - self._last_news
+        if not self._waits_for_ranks():
+            self.news_came()
+        elif seconds > self.patience_seconds:
+            raise ScanFailed(
+                f"{self._who_is_silent()} for {self.patience_seconds:g} s",
+                "look into the consumers' log; [stream] patience_seconds sets this limit",
+            )
+
+    def _waits_for_ranks(self) -> bool:
+        """Otherwise it waits for a live source, or for nothing."""
+        return self.delivery.under_way > 0 or (self.delivery.owed > 0 and not self.source.is_live)
+
+    def _who_is_silent(self) -> str:
+        sector, table = self.source.sector, self.delivery.table
+        if table is None or not table.ranks:
+            return f"there was no rank to send sector {sector} to"
+        if all(self.outlet_of(destination) is None for destination in range(len(table.ranks))):
+            return f"there was no aggregator to send sector {sector} to"
+        return f"no rank acknowledged a block of sector {sector}"
+
+    def status(self) -> dict[str, int | str]:
+        """For people who watch."""
+        table = self.delivery.table
+        return {
+            "scan": str(self.record.uid),
+            "sent": self.blocks_sent,
+            "released": self.delivery.released,
+            "owed": self.delivery.owed,
+            "window_bytes": self.supply.window.limit_bytes,
+            "unreleased_bytes": self.supply.window.payload_bytes,
+            "spilled_bytes": self.supply.spilled_bytes,
+            "dropped": self.supply.blocks_dropped,
+            "frames_lost": self.source.frames_lost,
+            "table": table.version if table else 0,
+        }

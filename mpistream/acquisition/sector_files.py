@@ -94,6 +94,9 @@ class SectorIndex:
 class FileSectorSource:
     """One sector of a recorded scan as a producer reads it; see ``mpistream.acquisition.source.SectorSource``."""
 
+    is_live = False
+    frames_lost = 0
+
     def __init__(self, sector: int, index: SectorIndex) -> None:
         self.sector = sector
         self.sectors_duplicate = index.duplicates
@@ -112,12 +115,8 @@ class FileSectorSource:
 
         Raises SourceError when a file cannot be read or is no longer what it was when it was indexed.
         """
-        first_frame = block * block_frames
         frame_numbers = self._index.frame_numbers
-        start, stop = np.searchsorted(frame_numbers, (first_frame, first_frame + block_frames)).tolist()
-        frames_present = 0
-        for frame_number in frame_numbers[start:stop].tolist():
-            frames_present |= 1 << (frame_number - first_frame)
+        start, stop, frames_present = self._look_up(block, block_frames)
         if start == stop:
             return 0
         files = self._index.file_numbers[start:stop]
@@ -132,6 +131,23 @@ class FileSectorSource:
                 "start again when nothing writes to them any more",
             )
         return frames_present
+
+    def frames_present(self, block: int, block_frames: int) -> int:
+        """The bit map that ``read_block`` returns, from the index alone."""
+        return self._look_up(block, block_frames)[2]
+
+    def _look_up(self, block: int, block_frames: int) -> tuple[int, int, int]:
+        """Where the block's frames begin and end in the index, and the bit map of those present."""
+        first_frame = block * block_frames
+        frame_numbers = self._index.frame_numbers
+        start, stop = np.searchsorted(frame_numbers, (first_frame, first_frame + block_frames)).tolist()
+        frames_present = 0
+        for frame_number in frame_numbers[start:stop].tolist():
+            frames_present |= 1 << (frame_number - first_frame)
+        return start, stop, frames_present
+
+    def seconds_until(self, block: int, block_frames: int) -> float:
+        return 0.0
 
     def _read(self, file_number: int, record: int, buffer: memoryview) -> None:
         path = self._index.files[file_number]

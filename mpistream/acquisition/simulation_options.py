@@ -22,6 +22,11 @@ class SimulationOptions(BaseModel):
     xrays                mean number per frame
     version              of the raw format: sectors of 576 x 144 (4) or 144 x 576 pixels (5)
 
+    Only for streams:
+    live                 frames per second of a camera that does not wait for those who read it; 0: frames are made
+                         when they are read
+    ring                 frames after which a live camera writes over a frame
+
     Only for files:
     reorder              how far a record may be from its place in the order of frames, in records, or "all"
     files_per_sector     over which the records of a sector are spread
@@ -43,6 +48,8 @@ class SimulationOptions(BaseModel):
     xrays: float = Field(default=0.05, ge=0, le=1000)
     dead_pixels: int = Field(default=20, ge=0, le=10_000)
     hot_pixels: int = Field(default=10, ge=0, le=10_000)
+    live: float = Field(default=0.0, ge=0, le=1e6)
+    ring: int = Field(default=256, ge=1)
     reorder: int | Literal["all"] = 0
     files_per_sector: int = Field(default=1, ge=1, le=1000)
 

@@ -1,5 +1,6 @@
 """A simulated 4D Camera: detector model and specimen make the records of any sector of any frame."""
 
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -90,6 +91,8 @@ class SimulatedSectorSource:
     """One sector of a simulated scan as a producer reads it; see ``mpistream.acquisition.source.SectorSource``."""
 
     sectors_rejected = 0
+    is_live = False
+    frames_lost = 0
 
     def __init__(self, options: SimulationOptions, sector: int) -> None:
         self.sector = sector
@@ -99,18 +102,34 @@ class SimulatedSectorSource:
 
     def read_block(self, block: int, block_frames: int, buffer: memoryview) -> int:
         """Writes the records of the block's frames to ``buffer``; returns the bit map of those present."""
-        first_frame = self._simulator.options.first_frame
         frames_present = 0
         written = 0
-        for bit in range(block_frames):
-            index = block * block_frames + bit - first_frame
-            if not 0 <= index < len(self._present) or not self._present[index]:
+        for bit, index in self._indices(block, block_frames):
+            if not self._is_there(index):
                 continue
             record = buffer[written : written + RECORD_BYTES]
             self._simulator.write_record(index, self._simulator.hits(index), self.sector, record)
             frames_present |= 1 << bit
             written += RECORD_BYTES
         return frames_present
+
+    def frames_present(self, block: int, block_frames: int) -> int | None:
+        """The bit map that ``read_block`` returns."""
+        return sum(1 << bit for bit, _ in self._indices(block, block_frames))
+
+    def seconds_until(self, block: int, block_frames: int) -> float:
+        return 0.0
+
+    def _indices(self, block: int, block_frames: int) -> Iterator[tuple[int, int]]:
+        """The places in the bit map and the indices of those frames of a block that the camera did not lose."""
+        first = block * block_frames - self._simulator.options.first_frame
+        for index in range(max(first, 0), min(first + block_frames, len(self._present))):
+            if self._present[index]:
+                yield index - first, index
+
+    def _is_there(self, index: int) -> bool:
+        """Whether a frame can be read now."""
+        return True
 
     def close(self) -> None:
         """Nothing is held open."""

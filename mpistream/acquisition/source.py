@@ -15,6 +15,7 @@ import numpy as np
 from mpistream.acquisition.layout_check import looks_like_other_layout
 from mpistream.acquisition.sector_files import FileSectorSource, list_sector_files
 from mpistream.acquisition.sector_index import check_one_position_each, identify_scan, index_sector
+from mpistream.acquisition.simulated_live import LiveSectorSource
 from mpistream.acquisition.simulation_options import SimulationOptions
 from mpistream.acquisition.simulator import SimulatedSectorSource, Simulator
 from mpistream.model.errors import SourceError
@@ -32,11 +33,15 @@ class SectorSource(Protocol):
 
     sectors_duplicate  records that occur again; the first in the order of file names and records is used
     sectors_rejected   records left out because they are bad
+    is_live            it does not wait: what is not read in time is gone, and nothing can be read again for long
+    frames_lost        of those that were asked for, how many were gone; 0 where nothing goes
     """
 
     sector: int
     sectors_duplicate: int
     sectors_rejected: int
+    is_live: bool
+    frames_lost: int
 
     def read_block(self, block: int, block_frames: int, buffer: memoryview) -> int:
         """Writes the records (verbatim: header and pixels) of frames block * block_frames and following to ``buffer``.
@@ -44,6 +49,14 @@ class SectorSource(Protocol):
         They lie one behind the other in ascending order of frames from the beginning of ``buffer``, which has
         block_frames * RECORD_BYTES writable bytes. Returns the bit map of the frames present.
         """
+        ...
+
+    def frames_present(self, block: int, block_frames: int) -> int | None:
+        """The bit map that ``read_block`` returns, without reading pixels; None where only reading tells."""
+        ...
+
+    def seconds_until(self, block: int, block_frames: int) -> float:
+        """When all frames of the block will be there; 0 where they are."""
         ...
 
     def close(self) -> None: ...
@@ -73,8 +86,11 @@ def describe_source(specification: str) -> SourceDescription:
     return _describe_simulation(_simulation_options(place, options))
 
 
-def open_source(specification: str, sector: int) -> SectorSource:
-    """Opens one sector of a source; of files, only that sector's are indexed. Raises SourceError."""
+def open_source(specification: str, sector: int, started_unix_seconds: float | None = None) -> SectorSource:
+    """Opens one sector of a source; of files, only that sector's are indexed. Raises SourceError.
+
+    ``started_unix_seconds``: when a live source began; without it there is none.
+    """
     if not 0 <= sector < SECTORS:
         raise SourceError(f"sector {sector}; a frame has sectors 0 to {SECTORS - 1}")
     scheme, place, options = parse_specification(specification)
@@ -82,7 +98,12 @@ def open_source(specification: str, sector: int) -> SectorSource:
         directory, _, skip_bad_records = _file_options(place, options)
         files = list_sector_files(directory)
         return FileSectorSource(sector, index_sector(files, sector, identify_scan(files), skip_bad_records))
-    return SimulatedSectorSource(_simulation_options(place, options), sector)
+    simulation = _simulation_options(place, options)
+    if not simulation.live:
+        return SimulatedSectorSource(simulation, sector)
+    if started_unix_seconds is None:
+        raise SourceError("a live source can be streamed, and nothing else", "leave live out of it")
+    return LiveSectorSource(simulation, sector, started_unix_seconds)
 
 
 def files_of_source(specification: str) -> list[Path]:

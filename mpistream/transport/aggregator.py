@@ -1,6 +1,7 @@
-"""The aggregator: passes blocks on to the rank they belong to, and acknowledgements back.
+"""The aggregator: passes blocks on to the rank they belong to, and answers back.
 
-It keeps no state that matters: it reads headers, never payloads, and holds only what the producers' windows allow.
+It keeps no state that matters: it reads headers, never payloads, and holds only what the producers' windows allow. What
+is lost with it is sent again: producers notice the next one, ranks ask for what they lack.
 """
 
 import logging
@@ -8,7 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from mpistream.model.errors import ProtocolError
-from mpistream.model.protocol import Ack, BlockHeader, Hello
+from mpistream.model.fault_points import reach
+from mpistream.model.protocol import BlockHeader, Hello, producer_of_answer
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, DataOutlet, Sockets
 
@@ -20,6 +22,9 @@ class Aggregator:
     """One thread's forwarding between producers and ranks.
 
     Blocks that are stamped with a routing table which is not known yet wait for it; the producers' windows bound them.
+
+    refused  messages that are none of this protocol's, or for a rank that their table does not have
+    dropped  blocks that are stamped with a table out of use: their producer sends them again under the latest
     """
 
     sockets: Sockets
@@ -27,6 +32,7 @@ class Aggregator:
     answer_inlet: AnswerInlet
     blocks_forwarded: int = 0
     refused: int = 0
+    dropped: int = 0
     _waiting: dict[int, list[tuple[bytes, memoryview]]] = field(default_factory=lambda: defaultdict(list))
     _producers: set[int] = field(default_factory=set)
     _tables: dict[int, RoutingTable] = field(default_factory=dict)
@@ -36,7 +42,7 @@ class Aggregator:
     def adopt(self, table: RoutingTable) -> None:
         """Connects to the ranks of a new table and lets go of those in none of the two latest.
 
-        The one before stays: a scan that was announced under it may still be under way.
+        The one before stays: not every producer has heard of the new one.
         """
         self._tables[table.version] = table
         for version in sorted(self._tables)[:-2]:
@@ -47,28 +53,46 @@ class Aggregator:
             self.sockets.forget(self._answers.pop(rank))
         for rank in current - self._outlets.keys():
             self._connect(rank)
-        for waiting in self._waiting.pop(table.version, []):
-            self._take(*waiting)
+        for version in [version for version in self._waiting if version <= max(self._tables)]:
+            for waiting in self._waiting.pop(version):
+                self._take(*waiting)
 
     def _connect(self, rank: RankEndpoints) -> None:
         self._outlets[rank] = self.sockets.data_outlet(rank.data_endpoint)
         self._answers[rank] = self.sockets.answer_outlet(rank.answer_endpoint, Hello(None))
 
+    @property
+    def waiting(self) -> int:
+        """Blocks whose table is not known yet."""
+        return sum(map(len, self._waiting.values()))
+
+    def status(self) -> dict[str, int]:
+        """For people who watch."""
+        return {
+            "blocks_forwarded": self.blocks_forwarded,
+            "refused": self.refused,
+            "dropped": self.dropped,
+            "waiting": self.waiting,
+        }
+
     def forward(self) -> None:
-        """Passes on what has arrived, in both directions, without waiting."""
+        """Passes on what has arrived, in both directions, without waiting. To be called at least once a second."""
         for packed, payload in self.data_inlet.receive():
             self._take(packed, payload)
         self.answer_inlet.receive()
-        for answer in self._answers.values():
-            for message in answer.receive_packed():
-                try:
-                    producer_id = Ack.unpack(message).producer_id
-                except ProtocolError as error:
-                    self._refuse(error)
-                    continue
-                # ranks tell every aggregator; another one passes on the answers to its own producers
-                if producer_id in self._producers or self.answer_inlet.knows(producer_id):
-                    self.answer_inlet.send(producer_id, message)
+        for outlet in self._answers.values():
+            for message in outlet.receive_packed():
+                self._answer(message)
+
+    def _answer(self, message: bytes) -> None:
+        try:
+            producer_id = producer_of_answer(message)
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        # ranks tell every aggregator; another one passes on the answers to its own producers
+        if producer_id in self._producers or self.answer_inlet.knows(producer_id):
+            self.answer_inlet.send(producer_id, message)
 
     def _take(self, packed: bytes, payload: memoryview) -> None:
         try:
@@ -78,15 +102,20 @@ class Aggregator:
 
     def _pass_on(self, header: BlockHeader, packed: bytes, payload: memoryview) -> None:
         version = header.routing_version
+        self._producers.add(header.producer_id)
         table = self._tables.get(version)
         if table is None:
             if self._tables and version < max(self._tables):
-                raise ProtocolError(f"a block routed by table {version}, which is out of use")
-            self._waiting[version].append((packed, payload))
+                self.dropped += 1
+            else:
+                self._waiting[version].append((packed, payload))
             return
-        rank = table.ranks[table.rank_of(header.scan_uid, header.block)]
-        self._outlets[rank].send(packed, payload)
-        self._producers.add(header.producer_id)
+        if header.destination >= len(table.ranks):
+            raise ProtocolError(
+                f"a block for rank {header.destination} of table {version}, which has {len(table.ranks)} ranks"
+            )
+        reach("aggregator.before-forward")
+        self._outlets[table.ranks[header.destination]].send(packed, payload)
         self.blocks_forwarded += 1
 
     def _refuse(self, error: ProtocolError) -> None:

@@ -1,4 +1,4 @@
-"""The sockets: blocks one way, acknowledgements the other, and the ranks of a job among themselves.
+"""The sockets: blocks one way, answers to them the other, and the ranks of a job among themselves.
 
 The only module that knows zmq. A socket belongs to the thread that uses it.
 
@@ -6,10 +6,16 @@ The only module that knows zmq. A socket belongs to the thread that uses it.
     producer  AnswerOutlet <- AnswerInlet  aggregator  AnswerOutlet <- AnswerInlet  rank
 
 No socket has a high-water mark in messages: what is under way is bounded in bytes by the producers' windows.
+
+ZeroMQ connects again by itself and keeps what it has not begun to send, but what lay in the buffers of a connection
+that broke is gone, without a sign. Blocks that are lost so are sent again when a rank says that it lacks some (Want),
+and acknowledgements are made up for by the shares of the jobs. Heartbeats break a connection whose other end is gone
+without having closed it.
 """
 
 import logging
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from typing import Protocol
 from uuid import uuid4
@@ -18,12 +24,21 @@ import zmq
 
 from mpistream.model.errors import MpistreamError, ProtocolError
 from mpistream.model.job_messages import JobMessage
-from mpistream.model.protocol import Ack, Hello
+from mpistream.model.protocol import Ack, Hello, Want, unpack_answer
 
 _log = logging.getLogger(__name__)
 
 #: How many messages one call takes before others get their turn.
 _BATCH = 64
+
+#: Of a connection that carries blocks or answers. A peer that was stopped for longer is connected to again.
+HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_TIMEOUT_SECONDS = 30.0
+
+#: Whoever waits for answers says so again after that: who hears it may have lost sight of it.
+_GREETING_SECONDS = 1.0
+#: Answers kept for a producer that nobody can reach, in messages.
+_MOST_WAITING = 4096
 
 
 class SocketError(MpistreamError):
@@ -52,27 +67,26 @@ class Sockets:
         return bool(self._poller.poll(int(timeout_seconds * 1000)))
 
     def data_inlet(self, host: str, port: int = 0) -> "DataInlet":
-        socket = self._socket(zmq.PULL)
+        socket = self._socket(zmq.PULL, heartbeat=True)
         return DataInlet(socket, self._bind(socket, host, port))
 
     def data_outlet(self, endpoint: str) -> "DataOutlet":
-        socket = self._socket(zmq.PUSH, read=False)
+        socket = self._socket(zmq.PUSH, read=False, heartbeat=True)
         socket.connect(endpoint)
         return DataOutlet(socket)
 
     def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
-        socket = self._socket(zmq.ROUTER)
+        socket = self._socket(zmq.ROUTER, heartbeat=True)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         return AnswerInlet(socket, self._bind(socket, host, port))
 
     def answer_outlet(self, endpoint: str, hello: Hello) -> "AnswerOutlet":
-        socket = self._socket(zmq.DEALER)
-        # A name of its own, so that it is known again when ZeroMQ has had to reconnect: the greeting is not repeated.
+        socket = self._socket(zmq.DEALER, heartbeat=True)
+        # A name of its own, so that it is known again when ZeroMQ has had to reconnect.
         socket.setsockopt(zmq.ROUTING_ID, uuid4().hex.encode())
         socket.connect(endpoint)
-        socket.send(hello.pack())
-        return AnswerOutlet(socket)
+        return AnswerOutlet(socket, hello)
 
     def job_hub(self, host: str) -> "JobHub":
         socket = self._socket(zmq.ROUTER)
@@ -85,8 +99,11 @@ class Sockets:
         socket.connect(endpoint)
         return JobSpoke(socket)
 
-    def _socket(self, kind: int, read: bool = True) -> "zmq.Socket[bytes]":
+    def _socket(self, kind: int, read: bool = True, heartbeat: bool = False) -> "zmq.Socket[bytes]":
         socket = self._context.socket(kind)
+        if heartbeat:
+            socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_SECONDS * 1000))
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 0)
@@ -155,18 +172,18 @@ class DataOutlet:
 
 
 class AnswerInlet:
-    """Where those who wait for acknowledgements introduce themselves, and get them.
+    """Where those who wait for answers introduce themselves, and get them.
 
-    An acknowledgement for a producer goes to that producer where it is connected, otherwise to the aggregators; while
-    nobody is connected who could pass it on, it waits.
+    An answer for a producer goes to that producer where it is connected, otherwise to the aggregators. Who cannot be
+    reached is forgotten until it introduces itself again.
     """
 
     def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
         self._socket = socket
         self.endpoint = endpoint
         self._producers: dict[int, bytes] = {}  # the latest connection of each
-        self._aggregators: list[bytes] = []
-        self._waiting: dict[int, list[bytes]] = defaultdict(list)
+        self._aggregators: dict[bytes, None] = {}
+        self._waiting: dict[int, deque[bytes]] = defaultdict(lambda: deque(maxlen=_MOST_WAITING))
 
     def receive(self) -> None:
         """Takes greetings in, and sends those newcomers what waited for them."""
@@ -180,29 +197,44 @@ class AnswerInlet:
                 _log.warning("refused a greeting: %s", error)
             else:
                 if producer_id is None:
-                    self._aggregators.append(identity)
+                    self._aggregators[identity] = None
                 else:
                     self._producers[producer_id] = identity
-        waiting, self._waiting = self._waiting, defaultdict(list)
-        for producer_id, messages in waiting.items():
-            for message in messages:
+        for producer_id in [one for one in self._waiting if self.knows(one) or self.knows_an_aggregator]:
+            for message in self._waiting.pop(producer_id):
                 self.send(producer_id, message)
 
     def knows(self, producer_id: int) -> bool:
         """Whether this producer has introduced itself here."""
         return producer_id in self._producers
 
-    def send(self, producer_id: int, message: bytes) -> None:
-        """Sends a packed Ack on its way to ``producer_id``."""
+    @property
+    def knows_an_aggregator(self) -> bool:
+        return bool(self._aggregators)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that nobody could be given yet."""
+        return sum(map(len, self._waiting.values()))
+
+    def send(self, producer_id: int, message: bytes, keep: bool = True) -> None:
+        """Sends a packed answer on its way to ``producer_id``.
+
+        While nobody is there who could take it on, it waits; without ``keep`` it is dropped.
+        """
         direct = self._producers.get(producer_id)
-        if direct is not None and self._deliver(direct, message):
-            return
-        delivered = [self._deliver(identity, message) for identity in self._aggregators]
-        if not any(delivered):
+        if direct is not None:
+            if self._deliver(direct, message):
+                return
+            del self._producers[producer_id]
+        gone = [identity for identity in self._aggregators if not self._deliver(identity, message)]
+        for identity in gone:
+            del self._aggregators[identity]
+        if not self._aggregators and keep:
             self._waiting[producer_id].append(message)
 
     def _deliver(self, identity: bytes, message: bytes) -> bool:
-        """False while the peer is not connected; it may come back."""
+        """False where the peer is not connected."""
         try:
             self._socket.send_multipart([identity, message], zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -213,21 +245,34 @@ class AnswerInlet:
 
 
 class AnswerOutlet:
-    """Where acknowledgements are heard."""
+    """Where answers are heard."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", hello: Hello) -> None:
         self.socket = socket
+        self._hello = hello.pack()
+        self._greet()
+
+    def _greet(self) -> None:
+        self.socket.send(self._hello)
+        self._greeted = time.monotonic()
 
     def receive_packed(self) -> Iterator[bytes]:
+        """What has come, without waiting. To be called at least once a second: that keeps the connection known."""
+        if time.monotonic() - self._greeted > _GREETING_SECONDS:
+            self._greet()
         while True:
             try:
                 yield self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
 
-    def receive(self) -> Iterator[Ack]:
+    def receive(self) -> Iterator[Ack | Want]:
+        """What is no answer is left out."""
         for message in self.receive_packed():
-            yield Ack.unpack(message)
+            try:
+                yield unpack_answer(message)
+            except ProtocolError as error:
+                _log.error("refused an answer: %s", error)
 
 
 class JobHub:
