@@ -36,8 +36,12 @@ class _Group(click.Group):
     lazy={
         "demo": "mpistream.cli.demo",
         "testbed": "mpistream.cli.testbed",
+        "status": "mpistream.cli.status",
+        "scan": "mpistream.cli.scans",
+        "trace": "mpistream.cli.scans",
         "simulate": "mpistream.cli.data",
         "info": "mpistream.cli.data",
+        "verify": "mpistream.cli.data",
         "show": "mpistream.cli.data",
         "export": "mpistream.cli.data",
         "dark": "mpistream.cli.references",
@@ -58,7 +62,9 @@ def mpistream() -> None:
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage."""
+    """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage, 3 a scan's
+    dataset has only what had arrived.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)
     # Asked to end by a scheduler, a command tidies up as after Ctrl-C. Long-running processes set their own handlers.

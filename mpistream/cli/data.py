@@ -5,6 +5,11 @@ from typing import Any
 
 import click
 
+from mpistream.model.errors import StorageError
+
+#: In the words of `mpistream verify`.
+_OUTCOMES = {"good": "good", "bad": "WRONG", "unknown": "unknown"}
+
 
 @click.command()
 @click.option("--scan", required=True, metavar="ROWSxCOLS", help="Probe positions, for instance 64x65.")
@@ -47,6 +52,28 @@ def info(file: Path) -> None:
 
     with open_dataset(file) as dataset:
         print_dataset(dataset)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def verify(file: Path, as_json: bool) -> None:
+    """Check a dataset: that it has every frame that was sent, once, and nothing in it is altered.
+
+    Exit status 1 where anything is wrong.
+    """
+    import json
+
+    from mpistream.storage.verify import REMEDY, verify_dataset
+
+    verification = verify_dataset(file)
+    if as_json:
+        click.echo(json.dumps(verification.to_json(), indent=2))
+    else:
+        for check in verification.checks:
+            click.echo(f"{check.name:<12} {_OUTCOMES[check.outcome]:<8} {check.text}")
+    if verification.findings:
+        raise StorageError(f"{file} is not as it should be: {'; '.join(verification.findings)}", REMEDY)
 
 
 @click.command()

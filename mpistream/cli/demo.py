@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from mpistream.cli.options import load_config
-from mpistream.cli.report import SimulationProgress, print_summary
-from mpistream.cli.testbed import run_once
+from mpistream.cli.report import SimulationProgress
+from mpistream.cli.testbed import report, run_once
 from mpistream.launch.announcement import ScanRequest
 from mpistream.model.errors import StorageError
 from mpistream.model.scan import CountingParameters
@@ -40,13 +40,13 @@ def demo(scan: str, folder: Path, keep: bool) -> None:
     try:
         with SimulationProgress(options.frames) as progress:
             simulate_to_files(options, sectors, progress.update)
-        summary = run_once(
+        end = run_once(
             ScanRequest(f"files:{sectors}", dataset, CountingParameters(), overwrite=True), 2, 2, load_config(None)
         )
     finally:
         if not keep:
             shutil.rmtree(sectors, ignore_errors=True)
-    print_summary(summary)
+    report(end, as_json=False)
     save_overview(dataset, picture)
     print(f"picture      {picture.absolute()}")
     if keep:

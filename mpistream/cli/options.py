@@ -18,6 +18,13 @@ config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="Configuration file (TOML) that all processes share."
 )
 
+folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    envvar="MPISTREAM_TESTBED",
+    help="Where the running testbed keeps its files; testbeds in different folders are independent.",
+)
+
 
 def _file(path: str, metavar: str, help_text: str) -> Callable[[Command], Command]:
     return click.option(path, type=click.Path(path_type=Path), metavar=metavar, help=help_text)
@@ -124,3 +131,10 @@ def _as_option(name: str) -> str:
 def load_config(path: Path | None, **overrides: Any) -> Config:
     """The configuration file with this command line's values; ``stream__block_frames=4`` sets [stream] block_frames."""
     return Config.load(path, {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def running_config(folder: Path | None, config: Path | None) -> Config:
+    """That of the deployment which a configuration file describes, or of the testbed which runs in a folder."""
+    from mpistream.launch.supervisor import config_of, default_folder
+
+    return load_config(config) if config else config_of(folder or default_folder())

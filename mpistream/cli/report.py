@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mpistream.control.run_state import ScanState
+from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.scan import ScanRecord, ScanSummary
 
 if TYPE_CHECKING:
@@ -76,15 +77,19 @@ class ScanProgress(_ProgressBar):
         self._progress.update(self._task, completed=self._progress.tasks[0].total, description="done")
 
 
-def summary_numbers(summary: ScanSummary) -> dict[str, object]:
+def summary_numbers(end: ScanEnd) -> dict[str, object]:
     """The summary as one flat object."""
+    summary = end.summary
     seconds = summary.seconds
     return {
         "dataset": summary.dataset,
+        "state": str(end.status.state),
+        "complete": summary.complete,
+        "reason": end.status.reason,
         "scan_shape": list(summary.scan_shape),
         **summary.counters.model_dump(),
-        "seconds_streaming": seconds["streaming"],
-        "seconds_last_frame_to_dataset": seconds["last_frame_to_dataset"],
+        "seconds_streaming": seconds.get("streaming"),
+        "seconds_last_frame_to_dataset": seconds.get("last_frame_to_dataset"),
         "background": summary.thresholds.background,
         "xray": summary.thresholds.xray,
         "thresholds_calibrated": summary.thresholds.calibrated,
@@ -95,7 +100,10 @@ def summary_numbers(summary: ScanSummary) -> dict[str, object]:
 
 
 def _rates(summary: ScanSummary) -> dict[str, float]:
-    """GB/s by stage. Reading and counting: per process while it does just that; the others: all together."""
+    """GB/s by stage. Reading and counting: per process while it does just that; the others: all together.
+
+    A scan that a second job has finished does not know the times of the first one.
+    """
     raw, seconds = summary.counters.raw_bytes, summary.seconds
     amounts = {
         "reading": raw,
@@ -104,7 +112,8 @@ def _rates(summary: ScanSummary) -> dict[str, float]:
         "gather": summary.file_bytes,
         "write": summary.file_bytes,
     }
-    return {stage: round(amount / seconds[stage] / 1e9, 3) for stage, amount in amounts.items() if seconds[stage] > 0}
+    known = {stage: amount for stage, amount in amounts.items() if seconds.get(stage, 0) > 0}
+    return {stage: round(amount / seconds[stage] / 1e9, 3) for stage, amount in known.items()}
 
 
 def print_dataset(dataset: "Dataset") -> None:
@@ -140,8 +149,8 @@ def print_dataset(dataset: "Dataset") -> None:
     print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))
 
 
-def print_json(summary: ScanSummary) -> None:
-    print(json.dumps(summary_numbers(summary)), flush=True)
+def print_json(end: ScanEnd) -> None:
+    print(json.dumps(summary_numbers(end)), flush=True)
 
 
 def print_summary(summary: ScanSummary) -> None:
@@ -162,10 +171,11 @@ def print_summary(summary: ScanSummary) -> None:
     print(
         f"size         {counters.raw_bytes / 1e9:.3f} GB raw, {summary.file_bytes / 1e6:.1f} MB counted ({ratio:.0f}x)"
     )
-    print(f"GB/s         {', '.join(f'{stage} {rate:.2f}' for stage, rate in rates.items())}")
-    print(
-        f"seconds      streaming {summary.seconds['streaming']:.2f}, "
-        f"last frame to dataset {summary.seconds['last_frame_to_dataset']:.2f}"
-    )
+    print(f"GB/s         {', '.join(f'{stage} {rate:.2f}' for stage, rate in rates.items()) or 'not known'}")
+    names = ("streaming", "last_frame_to_dataset")
+    times = [f"{name.replace('_', ' ')} {summary.seconds[name]:.2f}" for name in names if name in summary.seconds]
+    print(f"seconds      {', '.join(times) or 'not known'}")
+    if counters.blocks_repeated:
+        print(f"repeated     {counters.blocks_repeated} blocks of a sector came again: something had ended meanwhile")
     for warning in summary.warnings:
         print(f"warning      {warning}")

@@ -1,9 +1,7 @@
 """A whole deployment on this machine."""
 
-import contextlib
 import json
-import shutil
-import tempfile
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,30 +9,32 @@ from typing import Any
 
 import click
 
-from mpistream.cli.options import config_option, counting_parameters, layout_options, load_config, scan_options
+from mpistream.cli.options import (
+    config_option,
+    counting_parameters,
+    folder_option,
+    layout_options,
+    load_config,
+    running_config,
+    scan_options,
+)
 from mpistream.cli.report import ScanProgress, print_json, print_summary
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
+from mpistream.launch import single_run
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
-from mpistream.launch.scan_follower import RegistrationCheck, ScanFollower, job_has_ended
-from mpistream.launch.supervisor import config_of, default_folder
+from mpistream.launch.scan_follower import ScanEnd, ScanFollower, in_words
+from mpistream.launch.supervisor import default_folder, given_up
 from mpistream.launch.supervisor import down as end_testbed
 from mpistream.launch.supervisor import ps as list_testbed
 from mpistream.launch.supervisor import supervise as supervise_testbed
 from mpistream.launch.supervisor import up as start_testbed
-from mpistream.launch.testbed import Testbed
 from mpistream.model.config import Config
-from mpistream.model.errors import EtcdUnreachable, MpistreamError, ScanFailed
-from mpistream.model.scan import ScanRecord, ScanSummary
+from mpistream.model.scan import ScanRecord
 from mpistream.pipeline.process import connect_etcd, open_registry
-from mpistream.storage.placement import remove_partial
 
-folder_option = click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    envvar="MPISTREAM_TESTBED",
-    help="Where the running testbed keeps its files; testbeds in different folders are independent.",
-)
+#: The exit status of a scan whose dataset has only what had arrived.
+NOT_WHOLE = 3
 
 
 def scan_request(
@@ -44,25 +44,19 @@ def scan_request(
     return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct, thresholds)
 
 
-def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Config) -> ScanSummary:
-    """One scan with processes that live only for it. Their logs are kept where something went wrong."""
+def note(text: str) -> None:
+    """One line on stderr: stdout is for results."""
+    click.echo(f"mpistream: note: {text}", err=True)
+
+
+def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Config) -> ScanEnd:
+    """One scan with processes that live only for it."""
     draft, notes = draft_scan(request, config)
-    folder = Path(tempfile.mkdtemp(prefix="mpistream-testbed-"))
-    try:
-        with Testbed(folder, groups, ranks_per_group, with_aggregator=not request.direct, base=config) as running:
-            record = announce(running.registry, draft)
-            summary = follow(running.registry, config, record, notes, running.check_alive)
-    except MpistreamError as error:
-        remove_partial(Path(draft.output), draft.uid.hex)
-        shutil.rmtree(folder / "etcd", ignore_errors=True)
-        logs = "" if str(folder) in error.remedy else f"\n  logs: {folder / 'logs'}"
-        raise type(error)(error.message, f"{error.remedy}{logs}".strip()) from error
-    except BaseException:
-        remove_partial(Path(draft.output), draft.uid.hex)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder)
-    return summary
+
+    def follow_it(registry: Registry, record: ScanRecord, turn: Callable[[], object]) -> ScanEnd:
+        return follow(registry, config, record, notes, turn)
+
+    return single_run.run_once(draft, groups, ranks_per_group, config, follow_it, note)
 
 
 def follow(
@@ -70,22 +64,27 @@ def follow(
     config: Config,
     record: ScanRecord,
     notes: tuple[str, ...],
-    check_alive: Callable[[ScanState], None],
-) -> ScanSummary:
+    turn: Callable[[], object] = lambda: None,
+) -> ScanEnd:
     """Shows the scan's progress until it has ended."""
-    for note in notes:
-        click.echo(f"mpistream: note: {note}", err=True)
+    for text in notes:
+        note(text)
     with ScanProgress(record) as progress:
-        summary = ScanFollower(registry, record, config.stream.patience_seconds).follow(check_alive, progress.update)
-        progress.finish()
-        return summary
+        end = ScanFollower(registry, record, config, note, turn).follow(progress.update)
+        if end.status.state is ScanState.COMMITTED:
+            progress.finish()
+        return end
 
 
-def report(summary: ScanSummary, as_json: bool) -> None:
+def report(end: ScanEnd, as_json: bool) -> None:
+    """Prints what became of a scan. Exits with NOT_WHOLE where its dataset has only what had arrived."""
     if as_json:
-        print_json(summary)
+        print_json(end)
     else:
-        print_summary(summary)
+        print_summary(end.summary)
+    if end.status.state is not ScanState.COMMITTED:
+        note(f"the scan is {end.status.state}: {in_words(end.status)}")
+        sys.exit(NOT_WHOLE)
 
 
 @click.group()
@@ -98,7 +97,10 @@ def testbed() -> None:
 @layout_options
 @config_option
 def run(groups: int, ranks_per_group: int, config: Path | None, as_json: bool, **scan: Any) -> None:
-    """Start everything, stream and count one scan, end everything."""
+    """Start everything, stream and count one scan, end everything.
+
+    A process that ends meanwhile is started again. The exit status is 3 where the dataset has only what had arrived.
+    """
     report(run_once(scan_request(**scan), groups, ranks_per_group, load_config(config)), as_json)
 
 
@@ -106,12 +108,17 @@ def run(groups: int, ranks_per_group: int, config: Path | None, as_json: bool, *
 @layout_options
 @folder_option
 @config_option
-def up(groups: int, ranks_per_group: int, folder: Path | None, config: Path | None) -> None:
-    """Start the processes and leave them running, for many scans."""
+@click.option("--fresh", is_flag=True, help="Forget the scans that the last testbed there has left unfinished.")
+def up(groups: int, ranks_per_group: int, folder: Path | None, config: Path | None, fresh: bool) -> None:
+    """Start the processes and leave them running, for many scans.
+
+    A process that ends is started again. Scans that the last testbed in the folder has left unfinished go on.
+    """
     load_config(config)
-    place = folder or default_folder()
-    start_testbed(place.absolute(), groups, ranks_per_group, config.absolute() if config else None)
-    click.echo(f"the testbed is up in {place}; next: mpistream testbed scan --source sim:32x32 --output scan.h5")
+    place = (folder or default_folder()).absolute()
+    goes_on = start_testbed(place, groups, ranks_per_group, config.absolute() if config else None, fresh)
+    what = "is up again, and unfinished scans go on" if goes_on else "is up"
+    click.echo(f"the testbed {what} in {place}; next: mpistream testbed scan --source sim:32x32 --output scan.h5")
 
 
 @testbed.command()
@@ -121,21 +128,15 @@ def up(groups: int, ranks_per_group: int, folder: Path | None, config: Path | No
 def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -> None:
     """Stream and count one scan with the processes that are running.
 
-    They are those of `testbed up`; with --config those of the deployment that the configuration file describes.
+    They are those of `testbed up`; with --config those of the deployment that the configuration file describes. What
+    dies meanwhile is waited for. The exit status is 3 where the dataset has only what had arrived.
     """
-    loaded = load_config(config) if config else config_of(folder or default_folder())
+    loaded = running_config(folder, config)
     draft, notes = draft_scan(scan_request(**scan), loaded)
     with connect_etcd(loaded) as etcd:
         registry = open_registry(loaded, etcd)
-        record = announce(registry, draft)
-        try:
-            summary = follow(registry, loaded, record, notes, RegistrationCheck(registry, record))
-        except ScanFailed:
-            with contextlib.suppress(EtcdUnreachable):
-                if job_has_ended(registry, record):
-                    remove_partial(Path(record.output), record.uid.hex)
-            raise
-    report(summary, as_json)
+        end = follow(registry, loaded, announce(registry, draft), notes)
+    report(end, as_json)
 
 
 @testbed.command()
@@ -143,7 +144,10 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of objects.")
 def ps(folder: Path | None, as_json: bool) -> None:
     """List the processes that run."""
-    entries = list_testbed(folder or default_folder())
+    place = folder or default_folder()
+    entries = list_testbed(place)
+    for problem in given_up(place):
+        note(problem)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries]))
         return
@@ -155,9 +159,17 @@ def ps(folder: Path | None, as_json: bool) -> None:
 @testbed.command()
 @folder_option
 def down(folder: Path | None) -> None:
-    """End the processes that `testbed up` started."""
-    end_testbed(folder or default_folder())
+    """End the processes that `testbed up` started.
+
+    A scan that is not finished is kept, and goes on with the next `testbed up` in the same folder.
+    """
+    unfinished = end_testbed(folder or default_folder())
     click.echo("the testbed has ended")
+    if unfinished:
+        note(
+            f"not finished: scan {', '.join(unfinished)}; the next `mpistream testbed up` goes on with it, "
+            "with --fresh forgets it"
+        )
 
 
 @testbed.command(hidden=True)
@@ -166,4 +178,4 @@ def down(folder: Path | None) -> None:
 @config_option
 def supervise(groups: int, ranks_per_group: int, folder: Path, config: Path | None) -> None:
     """What `testbed up` runs in the background."""
-    supervise_testbed(folder, groups, ranks_per_group, load_config(config))
+    supervise_testbed(folder, groups, ranks_per_group, load_config(config) if config else None)

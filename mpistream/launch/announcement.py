@@ -1,16 +1,17 @@
 """What a user asks for becomes a scan that all processes know of."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpistream.acquisition.source import files_of_source
 from mpistream.control.registry import Registry
+from mpistream.launch.absence import check_present
 from mpistream.launch.reuse import with_saved_thresholds
-from mpistream.launch.scan_follower import check_senders
 from mpistream.model.config import Config
-from mpistream.model.errors import ScanFailed
-from mpistream.model.scan import CountingParameters, ScanRecord
+from mpistream.model.errors import StorageError
+from mpistream.model.scan import CountingParameters, Durability, ScanRecord
 from mpistream.pipeline.producer import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
@@ -30,7 +31,7 @@ class ScanRequest:
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
-    """The scan's record, but for the routing table, and notes for the user.
+    """The scan's record, and notes for the user.
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
@@ -51,6 +52,9 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
         direct=request.direct,
     )
     check_window(config, draft)
+    draft = draft.model_copy(
+        update={"journals": _journals(draft, config), "durability": Durability(config.journal.durability)}
+    )
     if counting.background is not None and counting.background < 0:
         notes += (
             f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "
@@ -59,12 +63,22 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     return draft, (*notes, *threshold_notes)
 
 
+def _journals(draft: ScanRecord, config: Config) -> str:
+    """The folder for the scan's journals, which its ranks make. Raises StorageError."""
+    output = Path(draft.output)
+    folder = Path(config.journal.directory) if config.journal.directory else output.parent
+    if not folder.is_dir():
+        raise StorageError(f"the folder for journals {folder} does not exist", f"make it: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"the folder for journals {folder} is not writable", "change its permissions, or [journal] directory"
+        )
+    return str(folder / f"{output.name}.journal.{draft.uid.hex}")
+
+
 def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:
     """Writes the scan's record. Raises ScanFailed where a process that it needs is not running."""
-    table = registry.latest_routing()
-    if table is None or not any(group.job == table.job for group in registry.groups()):
-        raise ScanFailed("no rank group is registered", "start the MPI job: mpiexec -n 4 mpistream consume")
-    check_senders(registry, draft.direct)
-    record = draft.model_copy(update={"routing_version": table.version, "announced_unix_seconds": time.time()})
+    check_present(registry, draft.direct)
+    record = draft.model_copy(update={"announced_unix_seconds": time.time()})
     registry.announce(record)
     return record

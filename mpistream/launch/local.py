@@ -1,5 +1,6 @@
 """What is particular about starting etcd and MPI on this machine."""
 
+import random
 import shutil
 import socket
 from pathlib import Path
@@ -13,6 +14,9 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 
+_FIRST_PORT = 20_000
+_PORTS_TRIED = 100
+
 
 def mpiexec() -> str:
     """OpenMPI's launcher by its own name where several MPIs may be installed."""
@@ -20,9 +24,26 @@ def mpiexec() -> str:
 
 
 def free_port() -> int:
+    """Below those ports that the system gives away by itself: nobody else gets it while a server restarts."""
+    first_given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = range(_FIRST_PORT, first_given_away)
+    for port in random.sample(candidates, min(_PORTS_TRIED, len(candidates))):
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a server of this machine could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def etcd_command(data: Path, client_port: int, peer_port: int) -> list[str]:

@@ -7,20 +7,25 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpistream.model.errors import MpistreamError, ScanFailed
 
+_TURN_SECONDS = 0.02
+_KILLED_SECONDS = 10.0  # what does not end within this time waits for a disk that does not answer
+
 
 @dataclass
 class Child:
-    """A started process; everything it prints goes to ``log``."""
+    """A started process; everything it prints goes to ``log``, from byte ``log_start`` on."""
 
     role: str
     name: str
     popen: "subprocess.Popen[bytes]"
     log: Path
+    log_start: int = 0
 
     @property
     def pid(self) -> int:
@@ -28,26 +33,41 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        return self.popen.poll() is None
+        """Also while it is stopped."""
+        if self.popen.returncode is not None:
+            return False
+        # Not reaped yet: until it is, its number, which is also that of its session, is nobody else's.
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def how_it_ended(self) -> str:
+        """For people, with the process's own last words. Only once it is not running."""
+        return f"{self.name} {_how_ended(self.popen.wait())}: {last_words(self.log, self.log_start)}"
 
     def check_running(self) -> None:
         """Raises ScanFailed, with the process's own last words, when it has ended."""
-        status = self.popen.poll()
-        if status is not None:
-            raise ScanFailed(f"{self.name} {_how_ended(status)}: {last_words(self.log)}", f"its log: {self.log}")
+        if not self.is_running:
+            raise ScanFailed(self.how_it_ended(), f"its log: {self.log}")
+
+    def session_is_gone(self) -> bool:
+        """Kills what is left of an ended child's session; False while something of it is still there."""
+        if self.popen.returncode is not None:
+            return True
+        members = session_members(self.pid)
+        for pid in members:
+            _kill(pid)
+        if not members:
+            self.popen.wait()
+        return not members
 
     def ask_to_end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.popen.send_signal(signal.SIGTERM)
+        if self.is_running:
+            os.kill(self.pid, signal.SIGTERM)
 
     def end(self, patience_seconds: float) -> None:
-        """Waits for the process to end by itself, then kills it and whatever it started in its session."""
-        try:
-            self.popen.wait(patience_seconds)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.popen.pid, signal.SIGKILL)
-            self.popen.wait()
+        """Waits for the process to end by itself, then kills it, and whatever it has left in its session."""
+        if not _come_true(lambda: not self.is_running, patience_seconds):
+            _kill(self.pid)
+        _come_true(self.session_is_gone, _KILLED_SECONDS)
 
 
 def _how_ended(status: int) -> str:
@@ -72,6 +92,7 @@ def start_child(
     if setpriv:
         command = [setpriv, "--pdeathsig", "TERM", "--", *command]
     with log.open("ab") as output:
+        log_start = output.seek(0, os.SEEK_END)
         popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -80,14 +101,20 @@ def start_child(
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
-    return Child(role, name, popen, log)
+    return Child(role, name, popen, log, log_start)
 
 
-def last_words(log: Path) -> str:
-    """What a process said last that a user should read: its error message, or else its last line."""
+def last_words(log: Path, start: int = 0) -> str:
+    """What a process said last that a user should read: its error message, or else its last line.
+
+    ``start``: the byte of the log with which it began.
+    """
     # mpiexec frames its messages with lines of dashes, and may complain of its own end at last
     noise = re.compile(r"[- ]*$|.*ORTE_ERROR_LOG|\[warn\] ")
-    lines = [line for line in log.read_text(errors="replace").splitlines() if not noise.match(line)]
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    lines = [line for line in text.splitlines() if not noise.match(line)]
     errors = [number for number, line in enumerate(lines) if line.startswith("mpistream: error: ")]
     if not errors:
         return lines[-1].strip() if lines else "it said nothing"
@@ -98,20 +125,78 @@ def last_words(log: Path) -> str:
 
 def has_ended(pid: int) -> bool:
     """Also for a process that is no child; one that only waits to be reaped has ended."""
+    fields = _stat(pid)
+    return not fields or fields[0] in "ZX"
+
+
+def session_members(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    members = []
+    for pid in _pids():
+        fields = _stat(pid)
+        if fields and fields[3] == str(session) and fields[0] not in "ZX":
+            members.append(pid)
+    return members
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, process group, session, ...; empty for a process that is not there."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return []
 
 
-def kill_pid(pid: int, patience_seconds: float) -> None:
-    """SIGKILL for a process that is not a child, once ``patience_seconds`` have not been enough for it to end."""
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline:
-        if has_ended(pid):
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def end_marked(mark: str, patience_seconds: float) -> None:
+    """Ends every process that has ``mark`` ("NAME=VALUE") in its environment: by request, then by force.
+
+    Raises MpistreamError where one cannot be ended.
+    """
+    for number, seconds in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, patience_seconds)):
+        for pid in _marked(mark):
+            _signal_marked(pid, mark, number)
+        if _come_true(lambda: not _marked(mark), seconds):
             return
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        # the number may meanwhile be that of somebody else's process
-        if b"mpistream" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    left = ", ".join(map(str, _marked(mark)))
+    raise MpistreamError(f"these processes of an earlier testbed do not end: {left}", "look at them with ps; end them")
+
+
+def _signal_marked(pid: int, mark: str, number: signal.Signals) -> None:
+    """The process that has the number now gets the signal only if it is one of those meant."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if _has_mark(pid, mark):
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
+def _marked(mark: str) -> list[int]:
+    return [pid for pid in _pids() if pid != os.getpid() and _has_mark(pid, mark) and not has_ended(pid)]
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    try:
+        return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is somebody else's
+        return False
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _come_true(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether ``condition`` holds within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_TURN_SECONDS)
+    return True

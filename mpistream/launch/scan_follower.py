@@ -1,170 +1,230 @@
-"""Follows an announced scan to its end."""
+"""Follows an announced scan to its end, through failures of whatever serves it."""
 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.launch.absence import Absence, AbsenceNotes, absent_groups, absent_senders
+from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
-from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import ScanRecord, ScanSummary
-from mpistream.pipeline.process import persist
 from mpistream.transport.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _TURN_SECONDS = 0.25
-_ABORT_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_ABORT_SECONDS = 10.0
+_NOBODY_SECONDS = 2.0  # a job that is being started again registers a little later
+
+OnProgress = Callable[[ScanState, dict[str, int]], None]
+
+
+@dataclass(frozen=True)
+class ScanEnd:
+    """How a scan ended that has a dataset: committed, incomplete, or aborted with what had arrived."""
+
+    status: ScanStatus
+    summary: ScanSummary
+
+
+def in_words(status: ScanStatus) -> str:
+    """Why a scan ended, or what it waits for, and what to do: one line."""
+    return "; ".join(" ".join(text.split()) for text in (status.reason, status.remedy) if text)
+
+
+def _nothing() -> None:
+    """Nobody needs a turn."""
 
 
 class ScanFollower:
-    """Follows one announced scan. ``check_alive`` raises ScanFailed when a process that the scan needs is gone."""
+    """Follows one announced scan.
 
-    def __init__(self, registry: Registry, record: ScanRecord, patience_seconds: float) -> None:
+    Whatever dies meanwhile is waited for: ``say`` is told, in one line, what the scan waits for. ``turn`` is called
+    several times a second; what it raises ends the following, not the scan.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        record: ScanRecord,
+        config: Config,
+        say: Callable[[str], None] = _log.warning,
+        turn: Callable[[], object] = _nothing,
+    ) -> None:
         self._registry = registry
         self._record = record
-        self._patience_seconds = patience_seconds
+        self._config = config
+        self._say = say
+        self._turn = turn
         self._news: Mailbox[Change] = Mailbox()
+        self._status = ScanStatus(ScanState.ANNOUNCED, record.announced_unix_seconds)
+        self._hindrances: dict[str, str] = {}
+        self._said: set[str] = set()
+        self._progress: dict[str, int] = {}
+        self._absences: list[Absence] = []
+        self._notes = AbsenceNotes(config.etcd.lease_seconds + 2)
+        self._others: object = None
         self._etcd_is_away = False
+        self._moved = self._looked = time.monotonic()
 
-    def follow(
-        self, check_alive: Callable[[ScanState], None], on_progress: Callable[[ScanState, dict[str, int]], None]
-    ) -> ScanSummary:
-        """Returns when the dataset has its final name. Raises ScanFailed when the scan ends otherwise, and when
-        nothing moves for ``patience_seconds``; an interrupt aborts the scan first.
+    def follow(self, on_progress: OnProgress) -> ScanEnd:
+        """Returns when the scan has ended with a dataset.
+
+        Raises ScanFailed when it has ended without one, and when nothing moves for ``patience_seconds``: a scan that
+        has begun is then left as it is, and goes on as soon as it can. An interrupt ends the scan without a dataset.
         """
-        watch = self._registry.watch_scan(self._record.uid, self._news.put)
+        watch = self._persist(lambda: self._registry.watch_scan(self._record.uid, self._news.put))
         try:
-            return self._follow(check_alive, on_progress)
+            return self._follow(on_progress)
         except KeyboardInterrupt:
-            self._end(ScanFailed("interrupted by the user"))
-            raise
-        except ScanFailed as error:
-            self._end(error)
+            self._discard("interrupted by the user")
             raise
         finally:
             watch.close()
             self._news.close()
 
-    def _follow(
-        self, check_alive: Callable[[ScanState], None], on_progress: Callable[[ScanState, dict[str, int]], None]
-    ) -> ScanSummary:
-        state = ScanState.ANNOUNCED
-        progress: dict[str, int] = {}
-        moved = time.monotonic()
+    def _follow(self, on_progress: OnProgress) -> ScanEnd:
         while True:
             for key, value in self._news.wait(_TURN_SECONDS):
-                if key == "state" and value is not None:
-                    status = ScanStatus.from_json(value)
-                    state, moved = status.state, time.monotonic()
-                    if state.is_final:
-                        return self._ended(status)
-            check_alive(state)
-            latest = self._latest_progress(progress)
-            if latest != progress:
-                progress, moved = latest, time.monotonic()
-            on_progress(state, progress)
-            if state is ScanState.ASSEMBLING or time.monotonic() - moved < self._patience_seconds:
-                continue  # the job itself limits how long it writes
-            if state is ScanState.ANNOUNCED and self._others_stream():
-                moved = time.monotonic()  # scans stream one after the other
-            else:
-                raise ScanFailed(
-                    f"the scan made no progress for {self._patience_seconds:g} s",
-                    "look into the logs; [stream] patience_seconds sets this limit",
-                )
+                self._moved = time.monotonic()
+                if value is not None:
+                    self._take(key, value)
+            if self._status.state.is_final:
+                return self._ended()
+            self._turn()
+            self._look()
+            on_progress(self._status.state, self._progress)
+            if time.monotonic() - self._moved > self._patience_seconds():
+                raise self._gives_up()
 
-    def _latest_progress(self, before: dict[str, int]) -> dict[str, int]:
+    def _take(self, key: str, value: Any) -> None:
+        if key == "state":
+            status = ScanStatus.from_json(value)
+            if not status.state.is_final:
+                self._hinder("", in_words(status))
+            self._status = status
+        elif key.startswith("shares/"):
+            job = key.removeprefix("shares/")
+            self._hinder(job, "" if value.get("sealed") else str(value.get("problem", "")))
+
+    def _hinder(self, who: str, why: str) -> None:
+        """Says once what the scan waits for; ``who`` is the job that cannot go on, empty for the scan itself."""
+        self._hindrances[who] = why
+        if why and why not in self._said:
+            self._said.add(why)
+            self._say(f"waiting: {why}")
+
+    def _look(self) -> None:
         """While etcd is away the stream goes on; only it cannot be seen."""
         try:
-            latest = self._registry.progress(self._record.uid)
+            self._progress = self._compare(self._progress, self._registry.progress(self._record.uid))
+            if time.monotonic() - self._looked > _LOOK_SECONDS:
+                self._looked = time.monotonic()
+                self._absences = self._compare(self._absences, self._absent())
+                self._others = self._compare(self._others, self._other_streams())
+                for note in self._notes.look(self._absences):
+                    self._say(note)
         except EtcdUnreachable as error:
             if not self._etcd_is_away:
-                _log.warning("waiting: %s", error.message)
+                self._say(f"waiting: {error.message}")
             self._etcd_is_away = True
-            return before
-        self._etcd_is_away = False
-        return latest
-
-    def _others_stream(self) -> bool:
-        try:
-            return self._registry.is_streaming()
-        except EtcdUnreachable:
-            return False
-
-    def _ended(self, status: ScanStatus) -> ScanSummary:
-        summary = persist(lambda: self._registry.summary(self._record.uid), self._patience_seconds)
-        if summary is None:
-            raise ScanFailed(status.reason or f"the scan ended {status.state}", status.remedy)
-        return summary
-
-    def _end(self, error: MpistreamError) -> None:
-        """Ends the scan for all: asks the job to, and does it in its place where the job is gone."""
-        try:
-            self._registry.request_abort(self._record.uid, error.message)
-            deadline = time.monotonic() + _ABORT_SECONDS
-            while time.monotonic() < deadline:
-                state = self._registry.status(self._record.uid).state
-                if state.is_final:
-                    return
-                if state is ScanState.ASSEMBLING and not job_has_ended(self._registry, self._record):
-                    return  # a dataset that is being written is finished
-                time.sleep(0.05)
-            self._registry.set_state(self._record.uid, ScanState.ABORTED, error)
-        except CoordinationError as unreachable:
-            _log.error("the scan could not be aborted: %s", unreachable)
-
-
-class RegistrationCheck:
-    """Whether the processes that a scan needs are registered in etcd.
-
-    A lease may run out by mistake and be taken anew: only what stays away for longer than that is taken for dead.
-    While etcd itself is away, nothing is known.
-    """
-
-    def __init__(self, registry: Registry, record: ScanRecord) -> None:
-        self._registry = registry
-        self._record = record
-        self._absent_since: float | None = None
-
-    def __call__(self, state: ScanState) -> None:
-        """Raises ScanFailed when a process is gone."""
-        try:
-            self._check(state)
-        except EtcdUnreachable:
-            self._absent_since = None
-        except ScanFailed:
-            now = time.monotonic()
-            self._absent_since = self._absent_since or now
-            if now - self._absent_since > self._registry.lease_seconds + 2:
-                raise
+            self._notes.nothing_is_known()
         else:
-            self._absent_since = None
+            if self._etcd_is_away:
+                self._say("etcd answers again")
+            self._etcd_is_away = False
 
-    def _check(self, state: ScanState) -> None:
-        registry = self._registry
-        if job_has_ended(registry, self._record):
-            raise ScanFailed(
-                "the MPI job that counts this scan has ended", "look into the consumers' log; start it again"
-            )
-        if state is not ScanState.ASSEMBLING:
-            check_senders(registry, self._record.direct)
+    def _compare(self, before: _T, now: _T) -> _T:
+        """Whatever changes shows that something moves."""
+        if before != now:
+            self._moved = time.monotonic()
+        return now
 
+    def _absent(self) -> list[Absence]:
+        """A dataset is written without those that send."""
+        absences = absent_groups(self._registry)
+        if self._status.state is not ScanState.ASSEMBLING:
+            absences += absent_senders(self._registry, self._record.direct)
+        return absences
 
-def job_has_ended(registry: Registry, record: ScanRecord) -> bool:
-    job = registry.routing(record.routing_version).job
-    return not any(group.job == job for group in registry.groups())
+    def _other_streams(self) -> object:
+        """How far the scan has come for whose end this one waits: scans stream one after the other."""
+        if self._status.state is not ScanState.ANNOUNCED:
+            return None
+        streaming = [uid for uid, status in self._registry.scans().items() if status.state is ScanState.STREAMING]
+        return [(uid, self._registry.progress(uid)) for uid in streaming]
 
+    def _patience_seconds(self) -> float:
+        """The job itself limits how long it writes."""
+        seconds = self._config.stream.patience_seconds
+        writes = self._status.state is ScanState.ASSEMBLING and not self._status.reason and not self._absences
+        return seconds + (self._config.watchdog.assembly_seconds if writes else 0)
 
-def check_senders(registry: Registry, direct: bool) -> None:
-    """Raises ScanFailed unless all producers, and an aggregator where one is needed, are registered."""
-    absent = set(range(SECTORS)) - {producer.sector for producer in registry.producers()}
-    if absent:
-        raise ScanFailed(
-            f"no producer is registered for sector {', '.join(map(str, sorted(absent)))}",
-            "start one for each sector: mpistream produce --sector N; if one has ended, its log says why",
+    def _gives_up(self) -> ScanFailed:
+        seconds, state = self._config.stream.patience_seconds, self._status.state
+        why = [why for why in self._hindrances.values() if why] or [absence.message for absence in self._absences]
+        if self._etcd_is_away:
+            why = ["etcd is away"]
+        message = f"the scan made no progress for {seconds:g} s" + (f": {'; '.join(why)}" if why else "")
+        if state is ScanState.ANNOUNCED:
+            self._discard(message)
+            return ScanFailed(message, "look into the logs; [stream] patience_seconds sets this limit")
+        return ScanFailed(
+            message,
+            f"it is {state} and goes on as soon as it can: see mpistream status; "
+            f"to end it: mpistream scan abort {self._record.uid}",
         )
-    if not direct and not registry.aggregators():
-        raise ScanFailed("no aggregator is registered", "start one (mpistream aggregate), or stream with --direct")
+
+    def _ended(self) -> ScanEnd:
+        summary = self._persist(lambda: self._registry.summary(self._record.uid))
+        if summary is None:
+            raise ScanFailed(self._status.reason or f"the scan ended {self._status.state}", self._status.remedy)
+        return ScanEnd(self._status, summary)
+
+    def _persist(self, action: Callable[[], _T]) -> _T:
+        """Does ``action`` as soon as etcd answers. Raises EtcdUnreachable when it stays away."""
+        deadline = time.monotonic() + self._config.stream.patience_seconds
+        while True:
+            try:
+                return action()
+            except EtcdUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+                self._turn()
+                time.sleep(_TURN_SECONDS)
+
+    def _discard(self, reason: str) -> None:
+        """Ends the scan for all: asks the job to, and does it in its place where there is none."""
+        try:
+            self._registry.request_abort(self._record.uid, reason, keep=False)
+            status = self._wait_for_end(reason)
+        except CoordinationError as unreachable:
+            self._say(f"the scan could not be aborted: {unreachable.message}")
+            return
+        if status is None:
+            self._say(f"the MPI job has not ended the scan yet; see mpistream status (scan {self._record.uid})")
+        elif status.state is ScanState.COMMITTED:
+            self._say(f"the dataset was already there: {self._record.output}")
+
+    def _wait_for_end(self, reason: str) -> ScanStatus | None:
+        """None where the scan has not ended within ``_ABORT_SECONDS``."""
+        uid, begun = self._record.uid, time.monotonic()
+        while (waited := time.monotonic() - begun) < _ABORT_SECONDS:
+            with suppress(MpistreamError):
+                self._turn()
+            status = self._registry.status(uid)
+            if status.state.is_final:
+                return status
+            if waited > _NOBODY_SECONDS and not self._registry.groups():
+                self._registry.set_state(uid, ScanState.ABORTED, ScanFailed(reason))
+            time.sleep(0.05)
+        return None

@@ -1,22 +1,21 @@
 """A testbed that keeps running in the background: `testbed up`, `ps` and `down` meet in its folder."""
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
 from mpistream.launch.processes import has_ended, last_words
-from mpistream.launch.testbed import ProcessEntry, Testbed, registered_processes
+from mpistream.launch.testbed import Testbed, registered_processes
+from mpistream.launch.testbed_folder import ProcessEntry, TestbedFolder, TestbedState
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, MpistreamError
 
@@ -25,12 +24,6 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 _TURN_SECONDS = 0.1
-_LOCK = "mpistream-testbed.lock"
-_STATE = "testbed.json"
-_LOG = "supervisor.log"
-#: What a testbed leaves in its folder, and the next one there removes.
-_FILES = (_STATE, _LOG, "mpistream.toml")
-_FOLDERS = ("etcd", "logs")
 
 
 def default_folder() -> Path:
@@ -39,93 +32,120 @@ def default_folder() -> Path:
     return Path(state) / "mpistream" / "testbed"
 
 
-def is_running(folder: Path) -> bool:
-    """A running supervisor holds its folder's lock."""
-    try:
-        with (folder / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+def up(path: Path, groups: int, ranks_per_group: int, base: Path | None = None, fresh: bool = False) -> bool:
+    """Starts a supervisor in the background and returns when all its processes are registered.
 
-
-def up(folder: Path, groups: int, ranks_per_group: int, base: Path | None = None) -> None:
-    """Starts a supervisor in the background and returns when all its processes are registered."""
-    if is_running(folder):
-        raise MpistreamError(f"a testbed is running in {folder}", "use it, or end it with `mpistream testbed down`")
-    if folder.exists() and any(folder.iterdir()) and not (folder / _LOCK).exists():
-        raise MpistreamError(f"{folder} holds something else than a testbed", "choose another --folder")
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mpistream", "testbed", "supervise", "--folder", str(folder)]
+    What the folder's last testbed has left unfinished goes on: then True is returned. ``fresh``: it is removed instead.
+    """
+    folder = TestbedFolder(path)
+    if folder.is_running():
+        raise folder.is_used()
+    if folder.holds_something_else():
+        raise MpistreamError(f"{path} holds something else than a testbed", "choose another --folder")
+    with folder.held():
+        goes_on = folder.state() is not None
+        if goes_on:
+            folder.end_leftovers()
+        if fresh or not goes_on:
+            folder.clear()
+    command = [sys.executable, "-m", "mpistream", "testbed", "supervise", "--folder", str(folder.path)]
     command += ["--groups", str(groups), "--ranks-per-group", str(ranks_per_group)]
     command += ["--config", str(base)] if base else []
-    with (folder / _LOG).open("ab") as log:
+    with folder.log.open("ab") as log:
+        log_start = log.seek(0, os.SEEK_END)
         supervisor = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + _START_SECONDS
     try:
-        while not (folder / _STATE).exists():
+        while (state := folder.state()) is None or state.supervisor != supervisor.pid:
             if supervisor.poll() is not None:
-                raise MpistreamError(f"the testbed did not start: {last_words(folder / _LOG)}", f"logs: {folder}")
+                words = last_words(folder.log, log_start)
+                raise MpistreamError(f"the testbed did not start: {words}", _after_failed_start(folder, goes_on))
             if time.monotonic() > deadline:
-                raise MpistreamError(f"the testbed did not start within {_START_SECONDS:g} s", f"logs: {folder}")
+                raise MpistreamError(
+                    f"the testbed did not start within {_START_SECONDS:g} s", _after_failed_start(folder, goes_on)
+                )
             time.sleep(_TURN_SECONDS)
     except BaseException:
         supervisor.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisor.wait(_STOP_SECONDS)
         raise
+    return goes_on and not fresh
 
 
-def supervise(folder: Path, groups: int, ranks_per_group: int, base: Config) -> None:
-    """The supervisor itself: holds a testbed until SIGTERM, and logs when one of its processes ends."""
-    with (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        signals = {signal.SIGTERM, signal.SIGINT}
+def _after_failed_start(folder: TestbedFolder, goes_on: bool) -> str:
+    """What to do next."""
+    without = "; without the scans that the last one left unfinished: mpistream testbed up --fresh" if goes_on else ""
+    return f"logs: {folder.path}{without}"
+
+
+def supervise(path: Path, groups: int, ranks_per_group: int, base: Config | None) -> None:
+    """The supervisor itself: holds a testbed until SIGTERM, and starts again those of its processes that end."""
+    folder = TestbedFolder(path)
+    with folder.held():
+        ending = threading.Event()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            ending.set()
+
         with Testbed(folder, groups, ranks_per_group, base=base) as testbed:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-            started = [asdict(entry) for entry in testbed.processes() if entry.role in ("etcd", "mpiexec")]
-            state = {"supervisor": os.getpid(), "processes": started}
-            partial = folder / (_STATE + ".partial")
-            partial.write_text(json.dumps(state))
-            partial.rename(folder / _STATE)
-            complained = False
-            while signal.sigtimedwait(signals, 1.0) is None:
+            # Before, a signal interrupts the start.
+            signal.signal(signal.SIGTERM, end)
+            signal.signal(signal.SIGINT, end)
+            _write_state(folder, testbed)
+            complaint = ""
+            while not ending.wait(_TURN_SECONDS):
                 try:
-                    testbed.check_alive()
+                    if testbed.supervise():
+                        _write_state(folder, testbed)
                 except MpistreamError as error:
-                    if not complained:
+                    if error.message != complaint:
                         _log.error("%s", error)
-                    complained = True
-        (folder / _STATE).unlink()
+                        _write_state(folder, testbed)
+                    complaint = error.message
+        leave(folder, testbed)
 
 
-def _state(folder: Path) -> dict[str, object]:
-    if not is_running(folder) or not (folder / _STATE).exists():
-        raise MpistreamError(f"no testbed is running in {folder}", "start one with `mpistream testbed up`")
-    state: dict[str, object] = json.loads((folder / _STATE).read_text())
-    return state
+def _write_state(folder: TestbedFolder, testbed: Testbed) -> None:
+    folder.write_state(TestbedState(os.getpid(), testbed.unregistered_processes(), testbed.given_up))
 
 
-def config_of(folder: Path) -> Config:
+def leave(folder: TestbedFolder, testbed: Testbed) -> None:
+    """After an end in order: keeps what unfinished scans need to go on."""
+    if testbed.unfinished:
+        folder.write_state(TestbedState(os.getpid(), unfinished=testbed.unfinished))
+    else:
+        folder.forget_state()
+
+
+def _state(folder: TestbedFolder) -> TestbedState:
+    state = folder.state()
+    if state is not None and folder.is_running():
+        return state
+    remedy = "start one with `mpistream testbed up`"
+    if state is not None:
+        remedy += "; what the last one there has left unfinished then goes on"
+    raise MpistreamError(f"no testbed is running in {folder.path}", remedy)
+
+
+def config_of(path: Path) -> Config:
     """The configuration of the running testbed."""
+    folder = TestbedFolder(path)
     _state(folder)
-    return Config.load(folder / "mpistream.toml")
+    return Config.load(folder.config_path)
 
 
-def ps(folder: Path) -> list[ProcessEntry]:
+def given_up(path: Path) -> tuple[str, ...]:
+    """Processes of the running testbed that have ended too often to be started again, and how."""
+    return _state(TestbedFolder(path)).given_up
+
+
+def ps(path: Path) -> list[ProcessEntry]:
     """What runs: the supervisor's children and whatever is registered in its etcd."""
-    state = _state(folder)
-    config = config_of(folder)
-    entries = [ProcessEntry("supervisor", "supervisor", int(str(state["supervisor"])), "")]
-    children = state["processes"]
-    assert isinstance(children, list)
-    entries += [ProcessEntry(**child) for child in children if Path(f"/proc/{child['pid']}").exists()]
+    state = _state(TestbedFolder(path))
+    config = config_of(path)
+    entries = [ProcessEntry("supervisor", "supervisor", state.supervisor, "")]
+    entries += [entry for entry in state.processes if not has_ended(entry.pid)]
     with Coordination(config.etcd.endpoints, config.etcd_prefix, config.etcd.timeout_seconds) as coordination:
         try:
             entries += registered_processes(Registry(coordination, config.etcd.lease_seconds))
@@ -134,12 +154,13 @@ def ps(folder: Path) -> list[ProcessEntry]:
     return entries
 
 
-def down(folder: Path) -> None:
-    """Ends the testbed and waits until all its processes are gone."""
-    supervisor = int(str(_state(folder)["supervisor"]))
+def down(path: Path) -> tuple[str, ...]:
+    """Ends the testbed and waits until all its processes are gone; the uids of scans that it left unfinished."""
+    folder = TestbedFolder(path)
+    supervisor = _state(folder).supervisor
     os.kill(supervisor, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while is_running(folder) or not has_ended(supervisor):
+    while folder.is_running() or not has_ended(supervisor):
         if time.monotonic() > deadline:
             os.kill(supervisor, signal.SIGKILL)
             raise MpistreamError(
@@ -147,3 +168,5 @@ def down(folder: Path) -> None:
                 "its processes end by themselves; look with `ps aux | grep mpistream`",
             )
         time.sleep(_TURN_SECONDS)
+    left = folder.state()
+    return left.unfinished if left else ()

@@ -2,64 +2,112 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from mpi4py import MPI
 
 from mpistream.model.agreement import agreed
 from mpistream.model.config import Config
+from mpistream.model.counted_block import CountedBlock, diffraction_sum_of
 from mpistream.model.dataset_description import DatasetDescription, SampleHistogram, WriteReport
-from mpistream.model.electron_events import Slab
-from mpistream.model.errors import ScanFailed
+from mpistream.model.electron_events import ElectronEvents, Slab
+from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
+from mpistream.model.fault_points import reach
+from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
+from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
+from mpistream.pipeline.conducting import SAMPLE_FILE
 from mpistream.pipeline.receiver import CountedScan
+from mpistream.reduction.block_versions import choose_versions
+from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.gather import gather_slab
+from mpistream.storage.delivery import rejected_records
+from mpistream.storage.journal import read_journal
+from mpistream.storage.placement import remove_partials
+from mpistream.storage.recovery import dataset_of, read_summary
 from mpistream.storage.writer import write_dataset
 
 
-def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> Slab:
-    """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there."""
+@dataclass(frozen=True, eq=False)
+class GatheredScan:
+    """A rank's share of the dataset, and what it says about the frames that this rank counted or read."""
+
+    slab: Slab
+    diffraction_sum: npt.NDArray[np.uint32]
+    counters: Counters
+    rejected: npt.NDArray[np.void]
+
+
+def summary_of_written(comm: MPI.Comm, scan: CountedScan) -> ScanSummary | None:
+    """Collective: the summary where an earlier attempt, of this job or of one that has ended, got as far as giving
+    the dataset its name. What else earlier attempts have left is removed. Raises StorageError.
+    """
+    summary: ScanSummary | None = None
+    with agreed(comm, StorageError, "the output cannot be looked at"):
+        if comm.rank == 0:
+            if dataset_of(scan.output) == scan.record.uid:
+                summary = read_summary(scan.output)
+            remove_partials(scan.output, scan.record.uid.hex)
+    return comm.bcast(summary)
+
+
+def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredScan:
+    """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there, and
+    StorageError where a journal cannot be read.
+    """
     check_detectors(comm, config.detectors.virtual)
-    check_arrivals(comm, scan)
+    reach("rank.before-gather")
+    read = read_journals(comm, scan)
+    blocks, superfluous = choose_versions(comm, scan.blocks + read)
+    pattern = scan.diffraction_sum + diffraction_sum_of(read) - diffraction_sum_of(superfluous)
+    check_arrivals(comm, scan, blocks)
     record = scan.record
-    events, sums = scan.reduction.take_counted()
-    return gather_slab(
+    slab = gather_slab(
         comm,
-        events,
-        sums,
+        ElectronEvents.concatenate([block.events for block in blocks]),
+        FrameSums.concatenate([block.sums for block in blocks], scan.reduction.annuli),
         record.scan_shape.positions,
         config.ranks.gather_round_bytes,
         record.counting.centroids,
     )
+    counters = count_totals(comm, slab, scan, blocks, len(superfluous))
+    return GatheredScan(slab, pattern, counters, rejected_records(blocks, record.block_frames))
 
 
-def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, job: str) -> ScanSummary:
+def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan, job: str) -> ScanSummary:
     """Collective: the slabs become the dataset. Raises StorageError, the same on every rank."""
-    record, reduction, sample = scan.record, scan.reduction, scan.reduction.sample
-    last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX)
-    seconds = {**_stream_seconds(comm, scan), "gather": time.time() - last_block}
-    counters = count_totals(comm, slab, scan)
+    record, reduction = scan.record, scan.reduction
+    last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX) or time.time()
+    seconds = {**_stream_seconds(comm, scan, last_block), "gather": time.time() - last_block}
+    complete = not any(end.cut for end in scan.ends)
     description = DatasetDescription(
         record,
         reduction.thresholds,
-        counters,
+        gathered.counters,
         dark=reduction.references.dark,
         gain=reduction.references.gain,
         pixel_mask=reduction.references.pixel_mask,
-        sample_histogram=SampleHistogram(sample.first_bin, sample.histogram) if sample is not None else None,
+        sample_histogram=_sample_histogram(scan),
         detectors=config.detectors.virtual,
         seconds=seconds,
         provenance={"job": job, "mpi_ranks": comm.size},
+        ends=scan.ends,
+        rejected=gathered.rejected,
+        complete=complete,
     )
+    reach("rank.before-write")
     report = write_dataset(
         comm,
-        slab,
-        reduction.diffraction_sum,
+        gathered.slab,
+        gathered.diffraction_sum,
         description,
-        record.output,
+        scan.output,
         record.overwrite,
+        tag=f"{record.uid.hex}.{scan.attempt}",
         round_bytes=config.ranks.gather_round_bytes,
         parallel=config.ranks.parallel_hdf5,
     )
@@ -67,13 +115,34 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, slab: Slab, jo
     seconds["last_frame_to_dataset"] = time.time() - last_block
     return ScanSummary(
         dataset=str(report.path),
+        complete=complete,
         scan_shape=(record.rows, record.columns),
-        counters=counters,
+        counters=gathered.counters,
         thresholds=reduction.thresholds,
         file_bytes=report.file_bytes,
         seconds=seconds,
         warnings=tuple(_warnings(record, reduction.thresholds, report)),
     )
+
+
+def read_journals(comm: MPI.Comm, scan: CountedScan) -> list[CountedBlock]:
+    """Collective: this rank's part of what is to be read from journals. Raises StorageError, the same on every rank."""
+    blocks: list[CountedBlock] = []
+    with agreed(comm, StorageError, "the journals cannot be read", "make their folder readable for all ranks"):
+        for path, good_bytes in scan.journals[comm.rank :: comm.size]:
+            blocks += read_journal(path, good_bytes, scan_uid=scan.record.uid)
+    return blocks
+
+
+def _sample_histogram(scan: CountedScan) -> SampleHistogram | None:
+    """Rank 0's counts: what it calibrated itself, or what the job that did has left beside its journals."""
+    sample = scan.reduction.sample
+    if sample is None and scan.reduction.thresholds.calibrated:
+        try:
+            sample = SampleStatistics.from_bytes((scan.journals_folder / SAMPLE_FILE).read_bytes())
+        except (OSError, MpistreamError):
+            return None
+    return SampleHistogram(sample.first_bin, sample.histogram) if sample is not None else None
 
 
 def _warnings(record: ScanRecord, thresholds: Thresholds, report: WriteReport) -> Iterator[str]:
@@ -90,54 +159,68 @@ def check_detectors(comm: MPI.Comm, detectors: VirtualDetectors) -> None:
         )
 
 
-def check_arrivals(comm: MPI.Comm, scan: CountedScan) -> None:
-    """Collective: what came must be exactly what the producers say they sent, frame by frame (by digest)."""
-    digests = np.array(scan.reduction.assembly.digests, np.uint64)
+def check_arrivals(comm: MPI.Comm, scan: CountedScan, blocks: list[CountedBlock]) -> None:
+    """Collective: what is there must be exactly what the producers say they sent, frame by frame (by digest)."""
+    digests = np.zeros(SECTORS, np.uint64)
+    for sector in range(SECTORS):
+        heard = [block for block in blocks if block.sectors >> sector & 1]
+        present = (block.frames_present[sector] for block in heard)
+        digests[sector] = blocks_digest(sector, (block.block for block in heard), present)
     comm.Allreduce(MPI.IN_PLACE, digests, op=MPI.SUM)  # wraps around at 2**64, as the digests do
+    counted = comm.allreduce(len(blocks))
     with agreed(comm, ScanFailed, "the arrivals cannot be checked"):
+        expected = len(scan.record.block_range)
+        if counted != expected and not all(end.cut for end in scan.ends):
+            raise ScanFailed(
+                f"{counted} of {expected} blocks are in memory and journals",
+                f"journals have been lost or damaged; those that are there are kept in {scan.record.journals}",
+            )
         for end in scan.ends:
-            if int(digests[end.sector]) != end.digest:
+            if end.digest is not None and int(digests[end.sector]) != end.digest:
                 raise ScanFailed(
                     f"the frames of sector {end.sector} that arrived are not those that its producer sent",
                     "repeat the scan; if it happens again, the logs of the producer and the aggregator say more",
                 )
 
 
-def count_totals(comm: MPI.Comm, slab: Slab, scan: CountedScan) -> Counters:
+def count_totals(
+    comm: MPI.Comm, slab: Slab, scan: CountedScan, blocks: list[CountedBlock], superfluous: int
+) -> Counters:
     """Collective: the totals over all ranks."""
     missing = slab.events.missing_sectors & ALL_SECTORS
     local = np.array(
         [
             np.count_nonzero(missing),
             sum(int(np.count_nonzero(missing >> sector & 1)) for sector in range(SECTORS)),
-            scan.reduction.assembly.counters.sectors_duplicate,
-            scan.reduction.assembly.counters.sectors_rejected,
-            scan.reduction.raw_bytes,
+            sum(block.records_rejected for block in blocks),
+            sum(block.raw_bytes for block in blocks),
+            scan.reduction.assembly.blocks_repeated + superfluous,
         ],
         np.int64,
     )
     comm.Allreduce(MPI.IN_PLACE, local, op=MPI.SUM)
-    incomplete, sectors_missing, duplicate, rejected, raw_bytes = (int(number) for number in local)
+    incomplete, sectors_missing, rejected, raw_bytes, repeated = (int(number) for number in local)
     return Counters(
         frames=slab.total_frames,
         electrons=slab.total_events,
         frames_incomplete=incomplete,
         sectors_missing=sectors_missing,
-        sectors_duplicate=duplicate + sum(end.sectors_duplicate for end in scan.ends),
+        sectors_duplicate=sum(end.sectors_duplicate for end in scan.ends),
         sectors_rejected=rejected + sum(end.sectors_rejected for end in scan.ends),
         frames_lost=scan.record.last_frame - scan.record.first_frame + 1 - slab.total_frames,
         raw_bytes=raw_bytes,
+        blocks_repeated=repeated,
     )
 
 
-def _stream_seconds(comm: MPI.Comm, scan: CountedScan) -> dict[str, float]:
-    """Collective: ``streaming`` is from the first block to the last one counted, over all ranks; ``reading`` (over
-    the producers) and ``counting`` (over the ranks) are sums of the time spent in that work alone.
+def _stream_seconds(comm: MPI.Comm, scan: CountedScan, last_block: float) -> dict[str, float]:
+    """Collective: ``streaming`` is from the first block to the last one that this job received, over all ranks;
+    ``reading`` (over the producers) and ``counting`` (over the ranks) are sums of the time spent in that work alone.
     """
     reduction = scan.reduction
     first = comm.allreduce(reduction.first_block_unix_seconds or float("inf"), op=MPI.MIN)
     return {
-        "streaming": comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX) - first,
+        "streaming": max(0.0, last_block - first),
         "reading": sum(end.seconds_reading for end in scan.ends),
         "counting": comm.allreduce(reduction.seconds_counting),
     }

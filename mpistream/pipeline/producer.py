@@ -3,196 +3,288 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from uuid import UUID
 
-from mpistream.acquisition.producer import SectorSender, SendWindow
-from mpistream.acquisition.source import open_source
-from mpistream.control.coordination import Change
-from mpistream.control.registry import ProducerEntry, Registry
-from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.acquisition.spill import spilled_scans
+from mpistream.control.coordination import Change, Registration
+from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.model.config import Config
-from mpistream.model.errors import ConfigError, CoordinationError, MpistreamError, ScanFailed
-from mpistream.model.geometry import RECORD_BYTES
-from mpistream.model.protocol import Hello
-from mpistream.model.scan import ScanRecord
-from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry, persist
+from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.fault_points import reach
+from mpistream.model.protocol import Ack, Want
+from mpistream.model.routing_table import RoutingTable
+from mpistream.model.scan import SectorEnd
+from mpistream.pipeline.courier import Courier
+from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
+from mpistream.pipeline.producer_links import ProducerLinks
+from mpistream.pipeline.producer_news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
+from mpistream.pipeline.scan_book import ScanBook, ScanFacts
+from mpistream.pipeline.sector_stream import SectorStream, check_window
+from mpistream.pipeline.stop_detector import StopDetector
 from mpistream.transport.mailbox import Mailbox
-from mpistream.transport.sockets import AnswerOutlet, DataOutlet, Sockets
+from mpistream.transport.sockets import Sockets
+
+__all__ = ["check_window", "run_producer"]
 
 _log = logging.getLogger(__name__)
 
-_STOP: Change = ("stop", None)
-_SENDING = (ScanState.STREAMING, ScanState.DRAINING)
+#: How often a waiting producer looks around.
+_TURN_SECONDS = 0.25
+_STATUS_SECONDS = 1.0
 
 
 def run_producer(config: Config, sector: int) -> None:
     """Serves scan after scan until it is told to end. The producer's id is its sector."""
-    news: Mailbox[Change] = Mailbox()
-    on_termination(lambda: news.put(_STOP))
+    news: Mailbox[News] = Mailbox()
+    on_termination(lambda: news.put(Stop()))
     entry = ProducerEntry(sector, sector, socket.gethostname(), os.getpid(), new_incarnation())
-    with connect_etcd(config) as etcd:
+    with ExitStack() as closing:
+        etcd = closing.enter_context(connect_etcd(config))
         registry = open_registry(config, etcd)
-        watch = registry.watch_scans(news.put)
         registration = registry.register_producer(entry)
+        closing.callback(registration.close)
+        courier = closing.enter_context(Courier())
+        detector = StopDetector(registry.lease_seconds / 2)
+        closing.callback(detector.close)
         sockets = Sockets()
+        closing.callback(sockets.close)
         sockets.wait_for(news)
+
+        def look_for_aggregators() -> None:
+            courier.do(lambda: news.put(Aggregators(registry.aggregators())))
+
+        for watch in (
+            registry.watch_routing(lambda table: news.put(NewTable(table))),
+            registry.watch_aggregators(look_for_aggregators),
+            registry.watch_scans(lambda change: news.put(ScanChange(change))),
+        ):
+            closing.callback(watch.close)
         _log.info("producer of sector %d waits for scans", sector)
-        try:
-            _Producer(config, entry, registry, sockets, news).serve()
-        finally:
-            sockets.close()
-            registration.close()
-            watch.close()
+        Producer(config, entry, registry, registration, courier, detector, sockets, news).serve()
 
 
 @dataclass
-class _Producer:
+class Producer:
+    """The loop of a producer, in one thread: news of etcd in, answers in, blocks out."""
+
     config: Config
     entry: ProducerEntry
     registry: Registry
+    registration: Registration
+    courier: Courier
+    detector: StopDetector
     sockets: Sockets
-    news: Mailbox[Change]
-    stopping: bool = False
-    _states: dict[UUID, ScanState] = field(default_factory=dict)
-    _served: set[UUID] = field(default_factory=set)
+    news: Mailbox[News]
+    links: ProducerLinks = field(init=False)
+    book: ScanBook = field(init=False)
+    _streams: dict[UUID, SectorStream] = field(default_factory=dict)
+    _given_up: set[UUID] = field(default_factory=set)
+    _resumed: set[UUID] = field(default_factory=set)
+    _stopping: bool = False
+    _asked: int = 0
+    _answered: int = 0
+    _unread: list[Ack | Want] = field(default_factory=list)
+    _status_due: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.links = ProducerLinks(self.sockets, self.entry.producer_id)
+        self.book = ScanBook(self.entry.sector)
 
     def serve(self) -> None:
-        self._give_up_interrupted()
-        while not self.stopping:
-            self.news.wait_into(self._take, timeout_seconds=1.0)
-            while (uid := self._next_scan()) is not None and not self.stopping:
-                self._served.add(uid)
-                self._serve_scan(uid)
+        self._take_news()
+        self._resumed = {facts.uid for facts in self.book.to_be_served()}
+        self._remove_old_spills()
+        try:
+            while not self._stopping:
+                if not self.turn():
+                    self.sockets.wait(min(_TURN_SECONDS, self._seconds_until_capture()))
+        finally:
+            for uid in list(self._streams):
+                self._close(uid)
 
-    def _next_scan(self) -> UUID | None:
-        waiting = (uid for uid, state in self._states.items() if state in _SENDING and uid not in self._served)
-        return next(waiting, None)
+    def turn(self) -> bool:
+        """One step of everything; False where nothing could be sent."""
+        self._take_news()
+        self._follow_scans()
+        self._take_answers()
+        for uid, stream in list(self._streams.items()):
+            self._guarded(uid, stream.sender.capture)
+        current = self._current()
+        has_sent = current is not None and self._guarded(current, self._streams[current].send_next)
+        self._say_status(current)
+        return has_sent
 
-    def _give_up_interrupted(self) -> None:
-        """Scans that were streaming before this process started: what an earlier one had under way is gone."""
-        for change in self.news.take():
-            self._take(change)
-        while (uid := self._next_scan()) is not None:
-            self._served.add(uid)
-            error = ScanFailed(
-                f"the producer of sector {self.entry.sector} was restarted during the scan", "run the scan again"
-            )
-            self._report(uid, error)
+    # news from etcd
 
-    def _take(self, change: Change) -> None:
-        key, value = change
-        if change is _STOP:
-            self.stopping = True
-        elif key.endswith("/state") and value is not None:
-            try:
-                uid, state = UUID(key.removesuffix("/state")), ScanStatus.from_json(value).state
-            except (ValueError, KeyError, TypeError) as error:
-                _log.error("ignored scans/%s in etcd: %r", key, error)
-                return
-            # Entered anew: scans are served in the order in which they began to stream, alike by all producers.
-            self._states.pop(uid, None)
-            if state.is_final:
-                self._served.discard(uid)
+    def _take_news(self) -> None:
+        for item in self.news.take():
+            match item:
+                case Stop():
+                    self._stopping = True
+                case ScanChange(change):
+                    self._take_change(change)
+                case NewTable(table):
+                    self._adopt(table)
+                case Aggregators(entries):
+                    self._choose_aggregator(entries)
+                case CaughtUp():
+                    self._catch_up(item)
+
+    def _take_change(self, change: Change) -> None:
+        uid = self.book.take(change)
+        if uid is not None:
+            self._reconcile(uid)
+
+    def _reconcile(self, uid: UUID) -> None:
+        stream, facts = self._streams.get(uid), self.book.get(uid)
+        if stream is not None and facts is not None:
+            stream.sender.reconcile(facts.shares)
+
+    def _adopt(self, table: RoutingTable) -> None:
+        """From now on the ranks that ``table`` leaves out are fenced; etcd is told so."""
+        if not self.links.adopt(table):
+            return
+        for stream in self._streams.values():
+            stream.sender.adopt(table)
+        self.entry = replace(self.entry, table=table.version)
+        entry = self.entry
+        self.courier.do(lambda: self.registry.update_producer(self.registration, entry))
+
+    def _choose_aggregator(self, entries: list[AggregatorEntry]) -> None:
+        if self.links.choose_aggregator(entries):
+            for stream in self._streams.values():
+                if not stream.outlets.direct:
+                    stream.sender.resend_all()
+
+    # scans
+
+    def _follow_scans(self) -> None:
+        """Opens what is to be served, closes what is not."""
+        served = self.book.to_be_served()
+        for uid in self._streams.keys() - {facts.uid for facts in served}:
+            self._close(uid)
+        self._given_up -= self.book.over
+        for facts in served:
+            if facts.uid not in self._streams and facts.uid not in self._given_up:
+                self._guarded(facts.uid, partial(self._open, facts))
+
+    def _open(self, facts: ScanFacts) -> bool:
+        uid = facts.uid
+        if facts.end is not None or uid in self._resumed:
+            _log.info("scan %s: goes on with sector %d", uid, self.entry.sector)
+
+        def write_end(end: SectorEnd) -> None:
+            self.courier.do(lambda: self._write_end(uid, end))
+
+        self._streams[uid] = SectorStream.open(
+            self.config, self.entry, facts, self.links, write_end, is_resumed=uid in self._resumed
+        )
+        return True
+
+    def _write_end(self, uid: UUID, end: SectorEnd) -> None:
+        self.registry.write_end(uid, end)
+        reach("producer.after-end")
+
+    def _close(self, uid: UUID) -> None:
+        self._streams.pop(uid).close(is_over=uid in self.book.over)
+        self._resumed.discard(uid)
+
+    def _remove_old_spills(self) -> None:
+        """Those of scans that ended while no producer of this sector was there."""
+        if self.config.stream.spill_directory:
+            spilled = spilled_scans(Path(self.config.stream.spill_directory), self.entry.sector)
+            for uid in spilled.keys() & self.book.over:
+                spilled[uid].unlink(missing_ok=True)
+
+    def _current(self) -> UUID | None:
+        """The scan whose blocks go out: the first with which something is to be done. The others lose no patience."""
+        current = None
+        for facts in self.book.to_be_served():
+            stream = self._streams.get(facts.uid)
+            if stream is None or stream.is_idle:
+                continue
+            if current is None:
+                current = facts.uid
             else:
-                self._states[uid] = state
+                stream.sender.news_came()
+        return current
 
-    def _serve_scan(self, uid: UUID) -> None:
+    def _guarded(self, uid: UUID, step: Callable[[], bool]) -> bool:
         """Whatever goes wrong with one scan ends that scan, with its reason on the user's screen."""
         try:
-            self._send_scan(uid)
+            return step()
         except MpistreamError as error:
             _log.error("scan %s: %s", uid, error)
-            self._report(uid, error)
+            self._give_up(uid, error)
+            return False
         except Exception as error:
-            self._report(uid, ScanFailed(f"the producer of sector {self.entry.sector} failed: {error!r}"))
+            self._give_up(uid, ScanFailed(f"the producer of sector {self.entry.sector} failed: {error!r}"))
             raise
 
-    def _report(self, uid: UUID, error: MpistreamError) -> None:
-        try:
-            self._persist(lambda: self.registry.write_fault(uid, f"producer-{self.entry.producer_id}", error))
-        except CoordinationError as unreachable:
-            _log.error("scan %s: the failure could not be reported: %s", uid, unreachable)
+    def _give_up(self, uid: UUID, error: MpistreamError) -> None:
+        self._given_up.add(uid)
+        who = f"producer-{self.entry.producer_id}"
+        self.courier.do(lambda: self.registry.write_fault(uid, who, error))
+        if uid in self._streams:
+            self._close(uid)
 
-    def _persist(self, action: Callable[[], None]) -> None:
-        persist(action, self.config.stream.patience_seconds)
+    # answers of ranks
 
-    def _send_scan(self, uid: UUID) -> None:
-        record = self.registry.record(uid)
-        if record is None:
-            raise CoordinationError(f"scan {uid} has a state but no record")
-        check_window(self.config, record)
-        source = open_source(record.source, self.entry.sector)
-        try:
-            with self._links(record) as (outlet_of, answers):
-                sender = SectorSender(
-                    record,
-                    source,
-                    self.entry.producer_id,
-                    self.entry.incarnation,
-                    SendWindow(
-                        self.config.stream.producer_blocks(record.block_frames), record.block_frames * RECORD_BYTES
-                    ),
-                    self.sockets,
-                    outlet_of,
-                    answers,
-                    lambda: self._still_wanted(uid),
-                    self.config.stream.patience_seconds,
-                )
-                end = sender.send_all()
-                if end is not None:
-                    self._persist(lambda: self.registry.write_end(uid, end))
-                    sender.wait_until_acknowledged()
-        finally:
-            source.close()
-
-    def _still_wanted(self, uid: UUID) -> bool:
-        for change in self.news.take():
-            self._take(change)
-        return not self.stopping and self._states.get(uid) is not None
-
-    @contextmanager
-    def _links(self, record: ScanRecord) -> Iterator[tuple[Callable[[int], DataOutlet], list[AnswerOutlet]]]:
-        """Connections for one scan: to an aggregator, or to every rank. They end with it: nothing of a scan that was
-        aborted stays behind in a queue.
+    def _take_answers(self) -> None:
+        """Not before etcd has been asked anew where this process was stopped: the ranks that answered may have been
+        given up meanwhile, and what they have acknowledged since is nowhere.
         """
-        hello = Hello(self.entry.producer_id)
-        if record.direct:
-            table = self.registry.routing(record.routing_version)
-            outlets = [self.sockets.data_outlet(rank.data_endpoint) for rank in table.ranks]
-            answers = [self.sockets.answer_outlet(rank.answer_endpoint, hello) for rank in table.ranks]
-            uid = record.uid.bytes
+        self._unread += self.links.answers()
+        if self.detector.was_stopped():
+            self._ask_anew()
+        if self._answered < self._asked:
+            return
+        unread, self._unread = self._unread, []
+        for answer in unread:
+            stream = self._streams.get(UUID(bytes=answer.scan_uid))
+            if stream is not None:
+                stream.sender.take(answer)
 
-            def outlet_of(block: int) -> DataOutlet:
-                return outlets[table.rank_of(uid, block)]
-        else:
-            aggregators = self.registry.aggregators()
-            if not aggregators:
-                raise ScanFailed("no aggregator is registered", "start one, or stream with --direct")
-            aggregator = aggregators[self.entry.sector % len(aggregators)]
-            outlets = [self.sockets.data_outlet(aggregator.data_endpoint)]
-            answers = [self.sockets.answer_outlet(aggregator.answer_endpoint, hello)]
+    def _ask_anew(self) -> None:
+        _log.warning("this process was stopped for a while; asking etcd who is still there")
+        self._asked += 1
+        question, uids = self._asked, list(self._streams)
 
-            def outlet_of(block: int) -> DataOutlet:
-                return outlets[0]
+        def ask() -> None:
+            shares = {uid: self.registry.shares(uid) for uid in uids}
+            self.news.put(CaughtUp(question, self.registry.latest_routing(), shares))
 
-        try:
-            yield outlet_of, answers
-        finally:
-            for outlet in outlets:
-                self.sockets.forget(outlet)
-            for answer in answers:
-                self.sockets.forget(answer)
+        self.courier.do(ask)
 
+    def _catch_up(self, news: CaughtUp) -> None:
+        self._answered = news.question
+        for uid, shares in news.shares.items():
+            self.book.learn(uid, shares)
+            self._reconcile(uid)
+        if news.table is not None:
+            self._adopt(news.table)
 
-def check_window(config: Config, record: ScanRecord) -> None:
-    """Raises ConfigError where the calibration sample cannot be under way at once: the scan would wait for ever."""
-    window_blocks = config.stream.producer_blocks(record.block_frames)
-    if record.counting.background is None and len(record.sample_blocks) > window_blocks:
-        raise ConfigError(
-            f"calibration looks at {len(record.sample_blocks)} blocks, but only {window_blocks} "
-            "may be under way per sector",
-            "raise [stream] window_bytes, lower --sample-frames, or give --background and --xray",
-        )
+    # for people
+
+    def _seconds_until_capture(self) -> float:
+        return min((stream.sender.supply.seconds_until_capture() for stream in self._streams.values()), default=60.0)
+
+    def _say_status(self, current: UUID | None) -> None:
+        """Of the scan whose blocks go out, once a second."""
+        now = time.monotonic()
+        if now < self._status_due:
+            return
+        self._status_due = now + _STATUS_SECONDS
+        status: dict[str, int | str] = {"scan": "", "sector": self.entry.sector, "table": self.entry.table}
+        if current in self._streams:
+            status |= self._streams[current].sender.status()
+        for stream in self._streams.values():
+            stream.report_losses()
+        name = str(self.entry.producer_id)
+        self.courier.say(lambda: self.registry.write_status("producers", name, status))

@@ -1,8 +1,8 @@
 """A rank of the MPI job.
 
-receiving thread    receive -> assemble -> count         ZeroMQ only        (receiver.py)
-main thread         gather -> write                      MPI and HDF5 only  (here, assembly.py)
-leader (rank 0)     scans in, states out                 etcd only          (leader.py)
+receiving thread    receive -> assemble -> count -> journal   ZeroMQ, one file   (receiver.py, rank_scan.py)
+main thread         gather -> write                           MPI and HDF5 only  (here, assembly.py)
+leader (rank 0)     scans in, decisions and states out        etcd only          (leader.py, conducting.py)
 """
 
 import logging
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mpi4py import MPI
@@ -19,9 +19,9 @@ from mpi4py import MPI
 from mpistream.control.registry import GroupEntry, Registry
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, MpistreamError
-from mpistream.model.routing_table import RoutingTable
+from mpistream.model.routing_table import RankEndpoints
 from mpistream.model.scan import ScanSummary
-from mpistream.pipeline.assembly import gather_scan, write_scan
+from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
 from mpistream.pipeline.receiver import CountedScan, Order, RankReceiver, StopOrder
@@ -41,10 +41,13 @@ def run_rank(load_config: Callable[[], Config]) -> None:
         comm = world()
         config = load_config()
         with joined(config, comm) as job:
-            for scan in job.counted_scans():  # receive -> assemble -> count
+            for scan in job.counted_scans():  # receive -> assemble -> count -> journal
                 with job.assembling(scan) as finish:
-                    slab = gather_scan(comm, config, scan)  # gather
-                    finish(write_scan(comm, config, scan, slab, job.name))  # write
+                    summary = summary_of_written(comm, scan)
+                    if summary is None:
+                        gathered = gather_scan(comm, config, scan)  # gather
+                        summary = write_scan(comm, config, scan, gathered, job.name)  # write
+                    finish(summary)
     except BaseException as error:
         abort(error)
 
@@ -131,19 +134,20 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
     ranks = tuple(comm.allgather(receiver.endpoints(rank_map.group, rank_map.host)))
     name = f"{ranks[0].host}-{ranks[0].pid}-{ranks[0].incarnation}"
     with ExitStack() as stack:
+        ranks = tuple(replace(rank, job=name) for rank in ranks)
         registry = registration = leader = None
         if rank_map.leads_group:
             registry = open_registry(config, stack.enter_context(connect_etcd(config)))
             group = tuple(rank for rank in ranks if rank.group == rank_map.group)
-            registration = registry.register_group(GroupEntry(name, rank_map.group, rank_map.host, group))
-        # Every group stands in etcd before the table that routes to it.
+            groups = len({rank.group for rank in ranks})
+            registration = registry.register_group(GroupEntry(name, rank_map.group, groups, rank_map.host, group))
+        # Every group stands in etcd before the job has a share of any scan.
         comm.Barrier()
-        table = comm.bcast(registry.publish_routing(name, ranks) if registry and rank_map.is_leader else None)
-        receiver.start(table, comm.bcast(receiver.hub_endpoint))
+        receiver.start(comm.bcast(receiver.hub_endpoint))
         stack.callback(receiver.stop)
         on_termination(receiver.request_stop)
         if registry and rank_map.is_leader:
-            leader = _lead(config, registry, table, receiver)
+            leader = _lead(config, registry, name, ranks, receiver)
             stack.callback(leader.close)
         if registration is not None:
             # Withdrawn before all else ends: a launcher that ends its ranks leaves them little time.
@@ -151,11 +155,13 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
         yield _Job(name, watchdog, leader, orders)
 
 
-def _lead(config: Config, registry: Registry, table: RoutingTable, receiver: RankReceiver) -> JobLeader:
-    for rank in table.ranks:
+def _lead(
+    config: Config, registry: Registry, job: str, ranks: tuple[RankEndpoints, ...], receiver: RankReceiver
+) -> JobLeader:
+    for rank in ranks:
         _log.info("rank %d, group %d, %s pid %d: %s", rank.rank, rank.group, rank.host, rank.pid, rank.data_endpoint)
     receiver.wait_for_everybody(config.watchdog.stall_seconds)
-    leader = JobLeader(registry, table, receiver.outbox.put, config.stream.patience_seconds, abort)
+    leader = JobLeader(registry, config, job, ranks, receiver.outbox.put, abort)
     receiver.report_to(leader.news.put)
     leader.start()
     return leader

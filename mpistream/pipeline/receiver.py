@@ -1,4 +1,4 @@
-"""A rank's receiving thread: receive -> assemble -> count, and the talk among the ranks of the job.
+"""A rank's receiving thread: receive -> assemble -> count -> journal, and the talk among the ranks of the job.
 
 It knows only ZeroMQ. The rank's main thread makes every MPI and HDF5 call, so the next scan is received while the
 last one is written, and no MPI call is outstanding while nothing happens.
@@ -8,18 +8,26 @@ import logging
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
+
 from mpistream.model.config import Config
+from mpistream.model.counted_block import CountedBlock
 from mpistream.model.errors import MpistreamError, ProtocolError
+from mpistream.model.fault_points import reach
+from mpistream.model.geometry import SECTORS
 from mpistream.model.job_messages import JobMessage, JobMessageKind
-from mpistream.model.protocol import Ack, BlockHeader
+from mpistream.model.protocol import BlockHeader, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
+from mpistream.pipeline.rank_scan import RankScan
+from mpistream.pipeline.silence import Silence
 from mpistream.pipeline.watchdog import StalledError, Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
@@ -29,23 +37,37 @@ from mpistream.transport.sockets import Sockets
 
 _log = logging.getLogger(__name__)
 
-#: Heartbeats carry the progress that a user watches; without a scan they only show that everybody is alive.
-_HEARTBEAT_SECONDS = 0.25
-_IDLE_HEARTBEAT_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
+#: Least time between two reports of a rank to the leader about a scan; also how soon it tries again what it owes.
+_REPORT_SECONDS = 0.05
 #: A process that refuses block after block says so once in a while, not every time.
 _LOG_REFUSED_EVERY = 1000
 
 
 @dataclass(frozen=True)
 class CountedScan:
-    """To the main thread: every rank has counted its blocks of this scan; write the dataset."""
+    """To the main thread: write the dataset.
+
+    blocks    what this rank has counted, where it still has it in memory, and the electrons on each pixel of that
+    journals  what is to be read from disk besides, by all ranks together: paths, and how many bytes are good
+    attempt   tells this attempt to write the dataset from all others
+    """
 
     reduction: ScanReduction
     ends: tuple[SectorEnd, ...]
+    blocks: list[CountedBlock]
+    diffraction_sum: npt.NDArray[np.uint32]
+    journals: tuple[tuple[Path, int], ...]
+    output: Path
+    attempt: str
 
     @property
     def record(self) -> ScanRecord:
         return self.reduction.record
+
+    @property
+    def journals_folder(self) -> Path:
+        return Path(self.record.journals)
 
 
 @dataclass(frozen=True)
@@ -86,9 +108,9 @@ class RankReceiver:
         #: what other threads want told: the leader's to all ranks, on another rank to the leader
         self.outbox: Mailbox[JobMessage] = Mailbox()
         self._sockets.wait_for(self.outbox)
-        self._table: RoutingTable | None = None
-        self._scans: dict[UUID, ScanReduction] = {}
-        self._acks: dict[tuple[int, bytes, int], list[int]] = defaultdict(list)
+        self._scans: dict[UUID, RankScan] = {}
+        self._silence = Silence(time.monotonic())
+        self._reported = 0.0
         self._blocks_refused = 0
         self._last_heartbeat = 0.0
         self._stopping = False
@@ -104,9 +126,8 @@ class RankReceiver:
     def hub_endpoint(self) -> str:
         return self._hub.endpoint if self._hub else ""
 
-    def start(self, table: RoutingTable, hub_endpoint: str) -> None:
-        """From now on blocks that ``table`` routes to this rank are received."""
-        self._table = table
+    def start(self, hub_endpoint: str) -> None:
+        """From now on this rank receives and talks."""
         self._spoke = self._sockets.job_spoke(hub_endpoint, self._rank)
         self._thread.start()
 
@@ -128,54 +149,58 @@ class RankReceiver:
 
     def stop(self) -> None:
         self._stopping = True
-        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank, {"progress": {}}))  # ends the wait
+        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank))  # ends the wait
         self._thread.join(timeout=5)
         self._sockets.close()
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._sockets.wait(self._heartbeat_seconds)
+                self._sockets.wait(_REPORT_SECONDS if self._scans else _HEARTBEAT_SECONDS)
                 self._receive_blocks()
-                self._send_acknowledgements()
+                self._journal_and_acknowledge()
+                self._ask_for_what_is_lost()
+                self._report()
                 self._talk()
                 self._beat()
         except BaseException as error:
             self._abort(error)
 
-    @property
-    def _heartbeat_seconds(self) -> float:
-        return _HEARTBEAT_SECONDS if self._scans else _IDLE_HEARTBEAT_SECONDS
-
     def _receive_blocks(self) -> None:
+        came, before = 0, self._blocks_repeated
         for packed, payload in self._inlet.receive():
+            came += 1
             try:
                 header = BlockHeader.unpack(packed)
                 scan = self._scan_of(header)
-                block = scan.assemble(header, payload)
+                block = scan.receive(header, payload)
             except ProtocolError as error:
                 self._refuse(error)
                 continue
             if block is not None:
                 self._count(scan, block)
+        if came > self._blocks_repeated - before:
+            self._silence.heard(time.monotonic())
+        elif came:
+            self._silence.heard_again(time.monotonic())
+        else:
+            for scan in self._scans.values():
+                scan.nothing_came()
 
-    def _count(self, scan: ScanReduction, block: AssembledBlock) -> None:
-        statistics = scan.sample_block(block)
+    @property
+    def _blocks_repeated(self) -> int:
+        return sum(scan.reduction.assembly.blocks_repeated for scan in self._scans.values())
+
+    def _count(self, scan: RankScan, block: AssembledBlock) -> None:
+        statistics = scan.count(block)
         if statistics is not None:
             self._tell(JobMessageKind.SAMPLE, scan.record.uid, {"block": block.block}, statistics)
-        self._acknowledge(scan.count(block))
-        self._report_drained(scan)
 
-    def _scan_of(self, header: BlockHeader) -> ScanReduction:
+    def _scan_of(self, header: BlockHeader) -> RankScan:
         """The scan that a block belongs to. Raises ProtocolError for a block that is none of ours."""
         scan = self._scans.get(UUID(bytes=header.scan_uid))
         if scan is None:
             raise ProtocolError(f"a block of scan {UUID(bytes=header.scan_uid)}, which is not being received")
-        assert self._table is not None
-        if header.routing_version != self._table.version:
-            raise ProtocolError(f"a block routed by table {header.routing_version}, not {self._table.version}")
-        if self._table.rank_of(header.scan_uid, header.block) != self._rank:
-            raise ProtocolError(f"block {header.block} belongs to another rank")
         return scan
 
     def _refuse(self, error: ProtocolError) -> None:
@@ -183,22 +208,35 @@ class RankReceiver:
             _log.warning("refused a block (%d before): %s", self._blocks_refused, error)
         self._blocks_refused += 1
 
-    def _acknowledge(self, blocks: list[AssembledBlock]) -> None:
-        for block in blocks:
-            for header in block.headers:
-                key = (header.producer_id, header.scan_uid, header.producer_incarnation)
-                self._acks[key].append(block.block)
-
-    def _send_acknowledgements(self) -> None:
+    def _journal_and_acknowledge(self) -> None:
         self._answers.receive()
-        for (producer_id, scan_uid, producer_incarnation), blocks in self._acks.items():
-            ack = Ack(producer_id, scan_uid, producer_incarnation, self._incarnation, tuple(blocks))
-            self._answers.send(producer_id, ack.pack())
-        self._acks.clear()
+        now = time.monotonic()
+        for scan in self._scans.values():
+            scan.journal_counted(now)
+            acks = scan.take_acknowledgements()
+            for ack in acks:
+                self._answers.send(ack.producer_id, ack.pack())
+            if acks:
+                reach("rank.after-ack")
 
-    def _report_drained(self, scan: ScanReduction) -> None:
-        if scan.is_drained:
-            self._tell(JobMessageKind.DRAINED, scan.record.uid)
+    def _ask_for_what_is_lost(self) -> None:
+        """Once nothing comes any more: whatever was sent to this rank and never acknowledged is to be sent again."""
+        if not self._scans or not self._silence.should_ask(time.monotonic()):
+            return
+        for scan in self._scans.values():
+            for producer_id in range(SECTORS):
+                want = Want(producer_id, scan.record.uid.bytes, self._incarnation)
+                self._answers.send(producer_id, want.pack(), keep=False)
+
+    def _report(self) -> None:
+        """What has been journaled, to the leader."""
+        now = time.monotonic()
+        if now - self._reported < _REPORT_SECONDS:
+            return
+        self._reported = now
+        for uid, scan in self._scans.items():
+            if (news := scan.report()) is not None:
+                self._tell(JobMessageKind.COUNTED, uid, *news)
 
     def _tell(self, kind: JobMessageKind, uid: UUID, fields: dict[str, Any] | None = None, binary: bytes = b"") -> None:
         self._spoke.tell(JobMessage(kind, self._rank, {"uid": str(uid), **(fields or {})}, binary))
@@ -224,57 +262,94 @@ class RankReceiver:
     def _obey(self, message: JobMessage) -> None:
         """An order of the job's leader."""
         match message.kind:
+            case JobMessageKind.TABLE:
+                self._adopt(RoutingTable.from_json(message.fields["table"]))
             case JobMessageKind.PREPARE:
                 self._prepare(ScanRecord.model_validate(message.fields["record"]))
-            case JobMessageKind.THRESHOLDS:
-                if scan := self._scans.get(UUID(message.fields["uid"])):
-                    self._set_thresholds(scan, message)
-            case JobMessageKind.ASSEMBLE:
-                ends = tuple(SectorEnd.model_validate(end) for end in message.fields["ends"])
-                self._orders.put(CountedScan(self._scans.pop(UUID(message.fields["uid"])), ends))
-            case JobMessageKind.DISCARD:
-                self._scans.pop(UUID(message.fields["uid"]), None)
             case JobMessageKind.STOP:
                 self._orders.put(StopOrder())
+            case JobMessageKind.HEARTBEAT:
+                pass
+            case _:
+                if (scan := self._scans.get(UUID(message.fields["uid"]))) is not None:
+                    self._obey_about(scan, message)
+
+    def _obey_about(self, scan: RankScan, message: JobMessage) -> None:
+        match message.kind:
+            case JobMessageKind.THRESHOLDS:
+                self._set_thresholds(scan, message)
+            case JobMessageKind.CUT:
+                for block in scan.reduction.assembly.cut(message.fields["sectors"]):
+                    self._count(scan, block)
+            case JobMessageKind.FLUSH:
+                scan.flush()
+            case JobMessageKind.ASSEMBLE:
+                self._orders.put(_counted_scan(scan, message.fields))
+            case JobMessageKind.DISCARD:
+                del self._scans[scan.record.uid]
+                scan.close()
+
+    def _adopt(self, table: RoutingTable) -> None:
+        """Blocks that another rank will get now need not be waited for here."""
+        for scan in self._scans.values():
+            uid, sample = scan.record.uid.bytes, scan.record.sample_to_route
+
+            def still_mine(block: int, uid: bytes = uid, sample: range = sample) -> bool:
+                rank = table.ranks[table.rank_of(uid, block, block in sample)]
+                return rank.incarnation == self._incarnation
+
+            scan.reduction.assembly.forget_partial(still_mine)
 
     def _prepare(self, record: ScanRecord) -> None:
-        assert self._table is not None
-        expected = len(self._table.blocks_of(self._rank, record.uid.bytes, record.block_range))
-        try:
-            self._scans[record.uid] = scan = ScanReduction.prepare(record, expected, self._detectors)
-        except MpistreamError as error:
-            self._report_fault(record.uid, error)
-            return
-        self._tell(JobMessageKind.READY, record.uid)
-        self._report_drained(scan)
+        if record.uid not in self._scans:
+            try:
+                self._scans[record.uid] = RankScan.prepare(record, self._detectors, self._rank, self._incarnation)
+            except MpistreamError as error:
+                self._report_fault(record.uid, error, fatal=False)
+                return
+        journal = self._scans[record.uid].journal
+        path = str(journal.path) if journal else ""
+        self._tell(JobMessageKind.READY, record.uid, {"incarnation": self._incarnation, "journal": path})
 
-    def _set_thresholds(self, scan: ScanReduction, message: JobMessage) -> None:
+    def _set_thresholds(self, scan: RankScan, message: JobMessage) -> None:
         """Counts what was held, too."""
+        if scan.reduction.has_thresholds:
+            return
         thresholds = Thresholds.model_validate(message.fields["thresholds"])
         try:
             # rank 0 alone writes what the dataset says about the sample
             sample = SampleStatistics.from_bytes(message.binary) if message.binary and self._hub else None
             held = scan.set_thresholds(thresholds, sample)
         except MpistreamError as error:
-            self._report_fault(scan.record.uid, error)
+            self._report_fault(scan.record.uid, error, fatal=True)
             return
         for block in held:
-            self._acknowledge(scan.count(block))
-            self._send_acknowledgements()
+            self._count(scan, block)
+            self._journal_and_acknowledge()
             self._beat()
-        self._report_drained(scan)
 
-    def _report_fault(self, uid: UUID, error: MpistreamError) -> None:
-        self._tell(JobMessageKind.FAULT, uid, {"message": error.message, "remedy": error.remedy})
+    def _report_fault(self, uid: UUID, error: MpistreamError, fatal: bool) -> None:
+        fields = {"message": error.message, "remedy": error.remedy, "fatal": fatal}
+        self._tell(JobMessageKind.FAULT, uid, fields)
 
     def _beat(self) -> None:
         """Every rank shows the leader that it is alive, the leader every rank; who is silent ends the job."""
         self._watchdog.check()
         now = time.monotonic()
-        if now - self._last_heartbeat < self._heartbeat_seconds:
+        if now - self._last_heartbeat < _HEARTBEAT_SECONDS:
             return
         self._last_heartbeat = now
-        progress = {str(uid): scan.progress() for uid, scan in self._scans.items()}
-        self._spoke.tell(JobMessage(JobMessageKind.HEARTBEAT, self._rank, {"progress": progress}))
+        self._spoke.tell(JobMessage(JobMessageKind.HEARTBEAT, self._rank))
         if self._hub:
             self._hub.tell_all(JobMessage(JobMessageKind.HEARTBEAT, self._rank))
+
+
+def _counted_scan(scan: RankScan, order: dict[str, Any]) -> CountedScan:
+    return CountedScan(
+        scan.reduction,
+        tuple(SectorEnd.model_validate(end) for end in order["ends"]),
+        *scan.take_blocks(),
+        tuple((Path(path), int(good)) for path, good in order["journals"]),
+        Path(order["output"]),
+        order["attempt"],
+    )

@@ -220,13 +220,15 @@ def merge_sample(blocks: Iterable[SampleStatistics], sample_frames: int) -> Samp
     return total
 
 
-def fit_sample(samples: Mapping[int, bytes], record: ScanRecord) -> tuple[Thresholds, bytes] | None:
+def fit_sample(
+    samples: Mapping[int, bytes], record: ScanRecord, with_less: bool = False
+) -> tuple[Thresholds, bytes] | None:
     """The thresholds, and the packed sample that they come from; None while blocks of it are wanting.
 
     ``samples`` are packed statistics by block. Which ranks they come from, and in what order, makes no difference.
-    Raises CalibrationError.
+    ``with_less``: no further blocks will come. Raises CalibrationError.
     """
-    wanted = record.sample_blocks
+    wanted = [block for block in record.sample_blocks if block in samples] if with_less else record.sample_blocks
     there = list(takewhile(samples.__contains__, wanted))
     sample = merge_sample(
         (SampleStatistics.from_bytes(samples[block]) for block in there), record.counting.sample_frames

@@ -1,20 +1,24 @@
 """Puts the four sectors of a block together, without copying a pixel: addresses into the buffers as they arrived."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from mpistream.model.block_set import BlockSet
 from mpistream.model.errors import ProtocolError
 from mpistream.model.geometry import ALL_SECTORS, HEADER_BYTES, RECORD_BYTES, RECORD_HEADER, SECTORS
-from mpistream.model.protocol import BlockHeader, blocks_digest
+from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord
 
 
 @dataclass(frozen=True)
 class AssembledBlock:
-    """A block whose four sectors have all been heard of: its frames, those with at least one sector.
+    """A block all of whose sectors have been heard of, or will never be: its frames, those with at least one sector.
 
+    headers          of the messages that came, in the order of their sectors
+    frames_rejected  per sector, the bit map of records that came and were bad
     sector_addresses uint64[n_frames, 4]   where each sector's pixels lie; 0 where it is missing
     scan_position    uint32[n_frames]
     frame_number     uint64[n_frames]
@@ -23,6 +27,7 @@ class AssembledBlock:
 
     block: int
     headers: tuple[BlockHeader, ...]
+    frames_rejected: tuple[int, int, int, int]
     sector_addresses: npt.NDArray[np.uint64]
     scan_position: npt.NDArray[np.uint32]
     frame_number: npt.NDArray[np.uint64]
@@ -35,34 +40,27 @@ class AssembledBlock:
 
 
 @dataclass
-class AssemblyCounters:
-    """What came beside the good records, in records (one sector of one frame)."""
-
-    sectors_duplicate: int = 0
-    sectors_rejected: int = 0
-
-
-@dataclass
 class FrameAssembly:
     """Collects the blocks of one scan that are routed to this rank.
 
     A block is complete when each sector's message has come, an empty one included: "nothing came" and "nothing was
-    there" differ. A sector that comes twice is dropped the second time.
+    there" differ. Of a sector that comes again, sent once more after a loss, the fuller message counts.
+
+    blocks_repeated  messages that came again
     """
 
     record: ScanRecord
-    counters: AssemblyCounters = field(default_factory=AssemblyCounters)
+    blocks_repeated: int = 0
+    _wanted: set[int] = field(default_factory=lambda: set(range(SECTORS)))
+    _partial: dict[int, dict[int, tuple[BlockHeader, memoryview]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._blocks = self.record.block_range
-        self._partial: dict[int, dict[int, tuple[BlockHeader, memoryview]]] = {}
-        self._complete = np.zeros(len(self._blocks), bool)
-        self._digests = [0] * SECTORS
+        self._complete = BlockSet(self.record.block_range)
 
     @property
-    def digests(self) -> tuple[int, ...]:
-        """Per sector, the digest of which frames have come: to be compared with what the producer says it sent."""
-        return tuple(self._digests)
+    def blocks_partial(self) -> int:
+        """Blocks of which some sectors are here and others are waited for."""
+        return len(self._partial)
 
     def add(self, header: BlockHeader, payload: memoryview) -> AssembledBlock | None:
         """Takes one sector's message; returns the block when it was the last one wanting.
@@ -73,36 +71,56 @@ class FrameAssembly:
             raise ProtocolError(f"a payload of {payload.nbytes} bytes, announced as {header.payload_bytes}")
         if header.encoding is not self.record.encoding or header.block_frames != self.record.block_frames:
             raise ProtocolError(f"block {header.block} is not encoded as the scan's record says")
-        if header.block not in self._blocks:
-            raise ProtocolError(f"block {header.block} is outside the scan's {self._blocks}")
-        sectors = {} if self.is_complete(header.block) else self._partial.setdefault(header.block, {})
-        if header.sector in sectors or self.is_complete(header.block):
-            self.counters.sectors_duplicate += header.frames_present.bit_count()
+        if header.block not in self.record.block_range:
+            raise ProtocolError(f"block {header.block} is outside the scan's {self.record.block_range}")
+        if header.block in self._complete:
+            self.blocks_repeated += 1
             return None
+        sectors = self._partial.setdefault(header.block, {})
+        if header.sector in sectors:
+            self.blocks_repeated += 1
+            if header.frames_present.bit_count() <= sectors[header.sector][0].frames_present.bit_count():
+                return None
         sectors[header.sector] = (header, payload)
-        if len(sectors) < SECTORS:
-            return None
-        del self._partial[header.block]
-        self._complete[header.block - self._blocks.start] = True
-        return self._assemble(header.block, [sectors[sector] for sector in range(SECTORS)])
+        return self._take_if_complete(header.block)
 
-    def is_complete(self, block: int) -> bool:
-        return bool(self._complete[block - self._blocks.start])
+    def cut(self, sectors: Iterable[int]) -> Iterator[AssembledBlock]:
+        """From now on nothing is waited for of ``sectors``; what thereby is complete."""
+        self._wanted -= set(sectors)
+        for block in sorted(self._partial):
+            if (assembled := self._take_if_complete(block)) is not None:
+                yield assembled
+
+    def flush(self) -> Iterator[AssembledBlock]:
+        """All blocks of which anything is here, as they are."""
+        return self.cut(range(SECTORS))
+
+    def forget_partial(self, still_mine: Callable[[int], bool]) -> None:
+        """Lets go of incomplete blocks that another rank will get, all their sectors once more."""
+        for block in [block for block in self._partial if not still_mine(block)]:
+            del self._partial[block]
+
+    def _take_if_complete(self, block: int) -> AssembledBlock | None:
+        if not self._wanted <= self._partial[block].keys():
+            return None
+        self._complete.add([block])
+        sectors = self._partial.pop(block)
+        return self._assemble(block, [sectors[sector] for sector in sorted(sectors)])
 
     def _assemble(self, block: int, sectors: list[tuple[BlockHeader, memoryview]]) -> AssembledBlock:
         block_frames = self.record.block_frames
         addresses = np.zeros((block_frames, SECTORS), np.uint64)
         position = np.zeros(block_frames, np.uint32)
         missing = np.full(block_frames, ALL_SECTORS, np.uint8)
-        for sector, (header, payload) in enumerate(sectors):
-            self._digests[sector] += blocks_digest(sector, [block], [header.frames_present])
-            self._digests[sector] %= 1 << 64
+        rejected = [0] * SECTORS
+        for header, payload in sectors:
             if header.frames_present:
-                self._place(sector, header, payload, addresses, position, missing)
+                rejected[header.sector] = self._place(header, payload, addresses, position, missing)
         present = np.flatnonzero(missing != ALL_SECTORS)
         return AssembledBlock(
             block,
             tuple(header for header, _ in sectors),
+            (rejected[0], rejected[1], rejected[2], rejected[3]),
             addresses[present],
             position[present],
             (present + block * block_frames).astype(np.uint64),
@@ -112,15 +130,14 @@ class FrameAssembly:
 
     def _place(
         self,
-        sector: int,
         header: BlockHeader,
         payload: memoryview,
         addresses: npt.NDArray[np.uint64],
         position: npt.NDArray[np.uint32],
         missing: npt.NDArray[np.uint8],
-    ) -> None:
+    ) -> int:
         """Enters one sector's records. Those with impossible headers, or at another position than the sectors before
-        them say, are rejected and count as missing.
+        them say, are rejected and count as missing; returns their bit map.
         """
         frames = np.flatnonzero([header.frames_present >> bit & 1 for bit in range(header.block_frames)])
         records = np.frombuffer(payload, np.uint8).reshape(len(frames), RECORD_BYTES)
@@ -138,8 +155,9 @@ class FrameAssembly:
             & (found["rows"] == rows)
             & ((missing[frames] == ALL_SECTORS) | (position[frames] == claimed))
         )
-        self.counters.sectors_rejected += int(len(frames) - good.sum())
+        rejected = sum(1 << int(frame) for frame in frames[~good])
         frames, claimed = frames[good], claimed[good]
         position[frames] = claimed
-        missing[frames] &= np.uint8(ALL_SECTORS & ~(1 << sector))
-        addresses[frames, sector] = records.ctypes.data + np.flatnonzero(good) * RECORD_BYTES + HEADER_BYTES
+        missing[frames] &= np.uint8(ALL_SECTORS & ~(1 << header.sector))
+        addresses[frames, header.sector] = records.ctypes.data + np.flatnonzero(good) * RECORD_BYTES + HEADER_BYTES
+        return rejected

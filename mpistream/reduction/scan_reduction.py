@@ -1,4 +1,4 @@
-"""One scan on one rank: blocks in, electron events and their sums out."""
+"""One scan on one rank: blocks in, counted blocks out."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from mpistream.model.counted_block import CountedBlock
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.frame_sums import FrameSums
-from mpistream.model.geometry import FRAME_SHAPE
+from mpistream.model.geometry import FRAME_SHAPE, SECTORS
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
@@ -22,40 +23,40 @@ from mpistream.reduction.reference_images import References
 class ScanReduction:
     """Counts the assembled blocks of a scan; until the thresholds are known it holds them.
 
-    What it holds is bounded by the producers' windows: a block is acknowledged only when it is counted. ``sample`` is
-    what the thresholds were calibrated from; only rank 0 has it.
+    What it holds is bounded by the producers' windows: a block is acknowledged only when it is counted and journaled.
+    ``sample`` is what the thresholds were calibrated from; only rank 0 has it.
     """
 
     record: ScanRecord
-    blocks_expected: int
     assembly: FrameAssembly
     references: References
     detectors: VirtualDetectors
     sample: SampleStatistics | None = None
-    frames: int = 0
-    electrons: int = 0
-    raw_bytes: int = 0
     seconds_counting: float = 0.0
     first_block_unix_seconds: float = 0.0
     last_block_unix_seconds: float = 0.0
     _thresholds: Thresholds | None = None
     _counter: ElectronCounter | None = None
     _held: list[AssembledBlock] = field(default_factory=list)
-    _counted: list[tuple[ElectronEvents, FrameSums]] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, record: ScanRecord, blocks_expected: int, detectors: VirtualDetectors) -> "ScanReduction":
+    def prepare(cls, record: ScanRecord, detectors: VirtualDetectors) -> "ScanReduction":
         """Loads what counting needs. Raises ReferenceImageError."""
-        return cls(record, blocks_expected, FrameAssembly(record), References.load(record.counting), detectors)
+        return cls(record, FrameAssembly(record), References.load(record.counting), detectors)
 
     @property
-    def blocks_counted(self) -> int:
-        return len(self._counted)
+    def blocks_held(self) -> int:
+        """Blocks that wait for the thresholds."""
+        return len(self._held)
 
     @property
-    def is_drained(self) -> bool:
-        """Every block that is routed to this rank has been counted."""
-        return self.blocks_counted == self.blocks_expected
+    def has_thresholds(self) -> bool:
+        return self._counter is not None
+
+    @property
+    def annuli(self) -> int:
+        """On how many virtual detectors the electrons of each frame are counted."""
+        return len(self.detectors.known_masks(FRAME_SHAPE))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -66,8 +67,7 @@ class ScanReduction:
     @property
     def diffraction_sum(self) -> npt.NDArray[np.uint32]:
         """uint32[frame rows, frame columns]: the electrons on each pixel, of all frames counted so far."""
-        assert self._counter is not None, "nothing is counted before the thresholds are known"
-        return self._counter.diffraction_sum
+        return self._counter.diffraction_sum if self._counter is not None else np.zeros(FRAME_SHAPE, np.uint32)
 
     def assemble(self, header: BlockHeader, payload: memoryview) -> AssembledBlock | None:
         """Takes one sector's message; returns its block when that is complete. Raises ProtocolError."""
@@ -104,15 +104,14 @@ class ScanReduction:
         held, self._held = self._held, []
         return held
 
-    def count(self, block: AssembledBlock) -> list[AssembledBlock]:
-        """Counts a block, or holds it until the thresholds are known; returns the blocks that are counted now."""
+    def count(self, block: AssembledBlock) -> CountedBlock | None:
+        """Counts a block; None where it is held until the thresholds are known."""
         if self._counter is None:
             self._held.append(block)
-            return []
-        self._count(block, self._counter)
-        return [block]
+            return None
+        return self._count(block, self._counter)
 
-    def _count(self, block: AssembledBlock, counter: ElectronCounter) -> None:
+    def _count(self, block: AssembledBlock, counter: ElectronCounter) -> CountedBlock:
         started = time.monotonic()
         counted = counter.count_block(block.sector_addresses)
         self.seconds_counting += time.monotonic() - started
@@ -125,25 +124,15 @@ class ScanReduction:
             counted.centroids,
         )
         sums = FrameSums(counted.moments.astype(np.uint32), counted.annuli.astype(np.uint32))
-        self._counted.append((events, sums))
-        self.frames += len(counted.counts)
-        self.electrons += len(counted.indices)
-        self.raw_bytes += block.raw_bytes
-
-    def progress(self) -> dict[str, int]:
-        """This rank's share of the scan so far."""
-        return {
-            "frames": self.frames,
-            "electrons": self.electrons,
-            "blocks": self.blocks_counted,
-            "raw_bytes": self.raw_bytes,
-        }
-
-    def take_counted(self) -> tuple[ElectronEvents, FrameSums]:
-        """All that was counted on this rank, block by block. It is handed over: none of it is kept here."""
-        counted, self._counted = self._counted, []
-        annuli = len(self.detectors.known_masks(FRAME_SHAPE))
-        return (
-            ElectronEvents.concatenate([events for events, _ in counted]),
-            FrameSums.concatenate([sums for _, sums in counted], annuli),
+        present = [0] * SECTORS
+        for header in block.headers:
+            present[header.sector] = header.frames_present
+        return CountedBlock(
+            block.block,
+            sum(1 << header.sector for header in block.headers),
+            (present[0], present[1], present[2], present[3]),
+            block.frames_rejected,
+            block.raw_bytes,
+            events,
+            sums,
         )

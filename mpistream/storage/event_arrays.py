@@ -4,6 +4,7 @@ Every transfer is bounded in bytes and its success agreed between the ranks befo
 """
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -22,10 +23,22 @@ from mpistream.model.agreement import agreed
 from mpistream.model.electron_events import Slab
 from mpistream.model.errors import StorageError
 from mpistream.storage.disk_file import hdf5_on_disk, write_fully
-from mpistream.storage.placement import readable_bytes
+from mpistream.storage.placement import is_no_room, readable_bytes, storage_error
 
 FAILURE = "the dataset cannot be written"
-REMEDY = "free space in the folder or choose another one, then repeat the scan"
+REMEDY = "free space in the folder, or choose another output"
+
+
+@contextlib.contextmanager
+def together(comm: MPI.Comm) -> Iterator[None]:
+    """Collective: ``agreed`` with a StorageError, which is a NoRoomError where a rank met a full disk."""
+    with agreed(comm, StorageError, FAILURE, REMEDY):
+        try:
+            yield
+        except OSError as error:
+            if is_no_room(error):
+                raise storage_error(f"{FAILURE}: rank {comm.rank}", error, REMEDY) from error
+            raise
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def _pieces(comm: MPI.Comm, slab: Slab, round_bytes: int) -> Iterator[_Piece]:
     """Collective: this rank's pieces of all arrays. Every rank gets as many, of the same arrays in the same order."""
     events = slab.events
     is_last_rank = comm.rank == comm.size - 1
-    with agreed(comm, StorageError, FAILURE, REMEDY):
+    with together(comm):
         offsets = (events.offsets if is_last_rank else events.offsets[:-1]) + np.uint64(slab.first_event)
         shares: dict[str, tuple[int, npt.NDArray[Any]]] = {
             layout.INDICES: (slab.first_event, events.indices),
@@ -125,25 +138,25 @@ def write_by_all(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int, colle
     reserved: when a disk fills up under a collective transfer, OpenMPI 4.1 hangs or reports success, depending on
     the rank that is hit. Otherwise each rank's transfer stands for itself.
     """
-    with agreed(comm, StorageError, FAILURE, REMEDY):
+    with together(comm):
         # a rank that cannot reach the file must say so before the others wait for it inside MPI_File_open
         os.close(os.open(path, os.O_RDWR))
     # The ranks have just met. H5Fopen holds Python's global lock, so no rank should wait for others inside it.
-    with agreed(comm, StorageError, FAILURE, REMEDY):
+    with together(comm):
         file = h5py.File(path, "r+", driver="mpio", comm=comm)
     try:
         driver = str(file.driver)
         transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
         transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE if collective else h5py.h5fd.MPIO_INDEPENDENT)
         for piece in _pieces(comm, slab, round_bytes):
-            with agreed(comm, StorageError, FAILURE, REMEDY):
+            with together(comm):
                 _write(file, piece, transfer)
     except StorageError:
         # all ranks come here; what else fails in closing matters no more
         with contextlib.suppress(Exception):
             file.close()
         raise
-    with agreed(comm, StorageError, FAILURE, REMEDY):
+    with together(comm):
         file.close()
     return driver
 
@@ -163,8 +176,10 @@ def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID) -> None:
     except OSError as error:
         # HDF5 does not pass the system's reason on; most often it is this one
         folder = Path(os.fsdecode(file.filename)).parent
-        free = readable_bytes(shutil.disk_usage(folder).free)
-        raise OSError(f"{error}; {free} is free in {folder}") from error
+        free = shutil.disk_usage(folder).free
+        reason = OSError(f"{error}; {readable_bytes(free)} is free in {folder}")
+        reason.errno = errno.ENOSPC if free < piece.values.nbytes else error.errno
+        raise reason from error
 
 
 def write_by_rank_zero(comm: MPI.Comm, path: Path, addresses: dict[str, int], slab: Slab, round_bytes: int) -> str:
@@ -174,11 +189,11 @@ def write_by_rank_zero(comm: MPI.Comm, path: Path, addresses: dict[str, int], sl
     """
     descriptor: int | None = None
     try:
-        with agreed(comm, StorageError, FAILURE, REMEDY):
+        with together(comm):
             if comm.rank == 0:
                 descriptor = os.open(path, os.O_WRONLY)
         for piece in _pieces(comm, slab, round_bytes):
-            with agreed(comm, StorageError, FAILURE, REMEDY):
+            with together(comm):
                 _write_all_pieces(comm, descriptor, addresses.get(piece.name, 0), piece)
     finally:
         if descriptor is not None:
@@ -213,7 +228,7 @@ def compare_with_file(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) 
     """Collective: raises StorageError on every rank unless the file holds exactly what the ranks hold."""
     file: h5py.File | None = None
     try:
-        with agreed(comm, StorageError, FAILURE, REMEDY):
+        with together(comm):
             file = h5py.File(path, "r", locking=False)
             centroids = slab.events.centroids is not None
             for name, array in _arrays(slab.total_frames, slab.total_events, centroids).items():
@@ -224,7 +239,7 @@ def compare_with_file(comm: MPI.Comm, path: Path, slab: Slab, round_bytes: int) 
             if file[layout.OFFSETS][-1] != slab.total_events:
                 raise StorageError(f"{path}: the offsets end with {file[layout.OFFSETS][-1]}", REMEDY)
         for piece in _pieces(comm, slab, round_bytes):
-            with agreed(comm, StorageError, FAILURE, REMEDY):
+            with together(comm):
                 last_row = piece.first_row + len(piece.values)
                 if not np.array_equal(file[piece.name][piece.first_row : last_row], piece.values):
                     raise StorageError(

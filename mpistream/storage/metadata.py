@@ -22,9 +22,14 @@ from mpistream.storage.images import ScanImages, image_bytes
 
 @dataclass(frozen=True)
 class WritingFacts:
-    """How the events were written: one row per rank (layout.RANK_DTYPE), by how many ranks, in what time."""
+    """How the events were written: one row per rank (layout.RANK_DTYPE), by how many ranks, in what time.
+
+    rejected, checksums: those of all ranks, as in Delivery.
+    """
 
     ranks: npt.NDArray[np.void]
+    rejected: npt.NDArray[np.void]
+    checksums: npt.NDArray[np.void]
     writing_ranks: int
     seconds: Mapping[str, float]
 
@@ -34,7 +39,7 @@ def metadata_bytes(description: DatasetDescription) -> int:
     references = sum(array.nbytes for array in (description.dark, description.gain) if array is not None)
     mask = description.pixel_mask.size if description.pixel_mask is not None else 0
     histogram = description.sample_histogram.pixels.nbytes if description.sample_histogram is not None else 0
-    return image_bytes(description) + references + mask + histogram + 2**20
+    return image_bytes(description) + references + mask + histogram + description.rejected.nbytes + 2**20
 
 
 def write_metadata(path: Path, description: DatasetDescription, images: ScanImages, facts: WritingFacts) -> None:
@@ -51,6 +56,7 @@ def write_metadata(path: Path, description: DatasetDescription, images: ScanImag
         _write_references(file, description)
         _write_counting(file, description)
         _write_attributes(file.require_group(layout.COUNTERS), description.counters.model_dump())
+        _write_delivery(file, description, facts)
         _write_provenance(file, description, facts)
 
 
@@ -102,6 +108,14 @@ def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
     if description.sample_histogram is not None:
         histogram = file.create_dataset(layout.SAMPLE_HISTOGRAM, data=description.sample_histogram.pixels)
         histogram.attrs[layout.FIRST_BIN_ATTRIBUTE] = description.sample_histogram.first_bin
+
+
+def _write_delivery(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:
+    ends = [end.model_dump(mode="json") for end in sorted(description.ends, key=lambda end: end.sector)]
+    group = file.require_group(layout.DELIVERY)
+    _write_attributes(group, {layout.COMPLETE_ATTRIBUTE: description.complete, layout.ENDS_ATTRIBUTE: ends})
+    file.create_dataset(layout.REJECTED, data=facts.rejected)
+    file.create_dataset(layout.CHECKSUMS, data=facts.checksums)
 
 
 def _write_provenance(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:

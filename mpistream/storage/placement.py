@@ -7,10 +7,27 @@ import os
 import shutil
 from pathlib import Path
 
-from mpistream.model.errors import StorageError
+from mpistream.model.errors import NoRoomError, StorageError
+from mpistream.model.fault_points import reach
 
 #: What os.link answers on file systems without hard links.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+
+
+#: What the system answers where a disk is full or a quota used up.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+#: The same in the words of HDF5 and of MPI, which do not always pass the number on.
+_NO_ROOM_TEXTS = (os.strerror(errno.ENOSPC).lower(), os.strerror(errno.EDQUOT).lower(), "err_no_space", "err_quota")
+
+
+def is_no_room(error: OSError) -> bool:
+    return error.errno in _NO_ROOM or any(text in str(error).lower() for text in _NO_ROOM_TEXTS)
+
+
+def storage_error(what: str, error: OSError, remedy: str) -> StorageError:
+    """``"WHAT: the system's reason"``: a NoRoomError where there is no space left."""
+    kind = NoRoomError if is_no_room(error) else StorageError
+    return kind(f"{what}: {error.strerror or error}", remedy)
 
 
 def partial_path(target: Path, tag: str) -> Path:
@@ -25,8 +42,19 @@ def remove_partial(target: Path, tag: str) -> None:
         partial_path(target, tag).unlink(missing_ok=True)
 
 
+def remove_partials(target: Path, uid_hex: str) -> None:
+    """Removes whatever any writer of the scan has left of it."""
+    begin = partial_path(target, uid_hex).name
+    # where the folder is gone or refuses, there is nothing to be removed, or the next writer says so
+    with contextlib.suppress(OSError):
+        for path in list(target.parent.iterdir()):
+            if path.name.startswith(begin):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
 def check_target(target: Path, overwrite: bool, needed_bytes: int = 0) -> None:
-    """Raises StorageError unless a file of ``needed_bytes`` can become ``target``."""
+    """Raises StorageError unless a file of ``needed_bytes`` can become ``target``: NoRoomError without the space."""
     folder = target.parent
     if not folder.is_dir():
         raise StorageError(f"the folder {folder} does not exist", f"make it: mkdir -p {folder}")
@@ -38,9 +66,9 @@ def check_target(target: Path, overwrite: bool, needed_bytes: int = 0) -> None:
         raise StorageError(f"the folder {folder} is not writable", "change its permissions, or choose another folder")
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
-        raise StorageError(
+        raise NoRoomError(
             f"{target} needs {readable_bytes(needed_bytes)}, {readable_bytes(free_bytes)} is free in {folder}",
-            "free space there or choose another folder, then repeat the scan",
+            "free space there, or choose another output",
         )
 
 
@@ -67,6 +95,7 @@ def reserve_space(path: Path) -> bool:
 def publish(partial: Path, target: Path, overwrite: bool) -> int:
     """Gives the complete file its name in one step, without ``overwrite`` never in place of another; its bytes.
 
+    Where both are names of the same file already, as after a crash, nothing but the partial name has to go.
     Raises StorageError if ``target`` has come to exist, OSError if the folder refuses.
     """
     file_bytes = partial.stat().st_size
@@ -77,19 +106,29 @@ def publish(partial: Path, target: Path, overwrite: bool) -> int:
             # unlike a rename, a link fails where the name is taken
             os.link(partial, target)
         except FileExistsError:
-            raise _exists(target) from None
+            if not _is_same_file(partial, target):
+                raise _exists(target) from None
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             if os.path.lexists(target):
                 raise _exists(target) from None
             os.rename(partial, target)
+        reach("rank.between-names")
     # From here on the dataset is there: what fails now is no reason to call it lost.
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         flush_to_disk(target.parent)
     return file_bytes
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Two names of one file; a symbolic link is no name."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except OSError:
+        return False
 
 
 def flush_to_disk(path: Path) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model import h5_layout as layout
-from mpistream.model.dataset_description import SampleHistogram
+from mpistream.model.dataset_description import Delivery, SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.errors import StorageError
+from mpistream.model.scan import SectorEnd
 from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ class Dataset:
         """All frames and events, in memory."""
         return self.run(0, self.n_frames)
 
+    def read(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
+        """Rows ``first`` to ``end - 1`` of the array ``name`` (of h5_layout), from the file."""
+        return np.asarray(self._file[name][first:end])
+
     def run(self, first: int, end: int, centroids: bool = True) -> ElectronEvents:
         """Frames ``first`` to ``end - 1`` (0 <= first <= end <= n_frames), for working through a scan in parts.
 
@@ -270,6 +275,19 @@ class Dataset:
     def counters(self) -> dict[str, int]:
         """Totals of the scan: frames, electrons, what was missing, twice or rejected."""
         return _attributes(self._file[layout.COUNTERS])
+
+    @cached_property
+    def delivery(self) -> Delivery | None:
+        """What its producers sent, and checksums; None in a dataset of a release that did not record that."""
+        if layout.DELIVERY not in self._file:
+            return None
+        group = self._file[layout.DELIVERY]
+        return Delivery(
+            bool(group.attrs[layout.COMPLETE_ATTRIBUTE]),
+            tuple(SectorEnd.model_validate(end) for end in json.loads(group.attrs[layout.ENDS_ATTRIBUTE])),
+            self._file[layout.REJECTED][:],
+            self._file[layout.CHECKSUMS][:],
+        )
 
     @cached_property
     def thresholds(self) -> dict[str, Any]:

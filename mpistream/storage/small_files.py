@@ -8,7 +8,7 @@ from typing import IO
 from uuid import uuid4
 
 from mpistream.model.errors import StorageError
-from mpistream.storage.placement import check_target, partial_path, publish, remove_partial
+from mpistream.storage.placement import check_target, partial_path, publish, remove_partial, storage_error
 
 
 def check_targets(targets: list[Path], overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -62,6 +62,4 @@ def _disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{target} cannot be written: {error.strerror or error}", "check the folder and the space left"
-        ) from error
+        raise storage_error(f"{target} cannot be written", error, "check the folder and the space left") from error

@@ -1,0 +1,89 @@
+"""Which of the processes that a scan needs are not registered, and since when."""
+
+import time
+from dataclasses import dataclass
+
+from mpistream.control.registry import Registry
+from mpistream.model.errors import ScanFailed
+from mpistream.model.geometry import SECTORS
+
+
+@dataclass(frozen=True)
+class Absence:
+    """One kind of process that is missing, in words. ``sector``: that of a producer, otherwise None."""
+
+    what: str
+    message: str
+    remedy: str
+    sector: int | None = None
+
+
+_NO_GROUP = Absence("a rank group", "no rank group is registered", "start the MPI job: mpiexec -n 4 mpistream consume")
+_NO_AGGREGATOR = Absence("an aggregator", "no aggregator is registered", "start it again: mpistream aggregate")
+
+
+def absent_groups(registry: Registry) -> list[Absence]:
+    return [] if registry.groups() else [_NO_GROUP]
+
+
+def absent_senders(registry: Registry, direct: bool) -> list[Absence]:
+    """Of the producers, and of aggregators where one is needed."""
+    sectors = sorted(set(range(SECTORS)) - {producer.sector for producer in registry.producers()})
+    absences = [
+        Absence(
+            f"a producer of sector {sector}",
+            f"no producer is registered for sector {sector}",
+            f"start it again: mpistream produce --sector {sector}",
+            sector,
+        )
+        for sector in sectors
+    ]
+    if not direct and not registry.aggregators():
+        absences.append(_NO_AGGREGATOR)
+    return absences
+
+
+def check_present(registry: Registry, direct: bool) -> None:
+    """Raises ScanFailed unless a rank group, all producers, and an aggregator where one is needed, are registered."""
+    if absences := absent_groups(registry):
+        raise ScanFailed(absences[0].message, absences[0].remedy)
+    absences = absent_senders(registry, direct)
+    if sectors := [str(absence.sector) for absence in absences if absence.sector is not None]:
+        raise ScanFailed(
+            f"no producer is registered for sector {', '.join(sectors)}",
+            "start one for each sector: mpistream produce --sector N; if one has ended, its log says why",
+        )
+    if absences:
+        raise ScanFailed(absences[0].message, "start one (mpistream aggregate), or stream with --direct")
+
+
+class AbsenceNotes:
+    """Says once what has been missing for ``patience_seconds``, and once that it is there again.
+
+    A lease may run out by mistake and be taken anew: nobody is missed sooner.
+    """
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._since: dict[Absence, float] = {}
+        self._noted: set[Absence] = set()
+
+    def look(self, absences: list[Absence]) -> list[str]:
+        """What there is to say now that these are missing."""
+        now = time.monotonic()
+        back = self._noted - set(absences)
+        self._noted -= back
+        self._since = {absence: self._since.get(absence, now) for absence in absences}
+        late = [
+            absence
+            for absence, since in self._since.items()
+            if absence not in self._noted and now - since > self._patience_seconds
+        ]
+        self._noted.update(late)
+        return [f"{absence.what} is registered again" for absence in back] + [
+            f"waiting: {absence.message}; {absence.remedy}" for absence in late
+        ]
+
+    def nothing_is_known(self) -> None:
+        """etcd is away: nobody is missed for the time being."""
+        self._since.clear()

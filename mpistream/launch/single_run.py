@@ -1,0 +1,64 @@
+"""One scan with processes that live only for it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mpistream.control.registry import Registry
+from mpistream.launch.announcement import announce
+from mpistream.launch.scan_follower import ScanEnd
+from mpistream.launch.supervisor import leave
+from mpistream.launch.testbed import Testbed
+from mpistream.launch.testbed_folder import TestbedFolder, TestbedState
+from mpistream.model.config import Config
+from mpistream.model.errors import MpistreamError
+from mpistream.model.scan import ScanRecord
+from mpistream.storage.placement import remove_partials
+
+#: Follows the announced scan; the last argument is to be called several times a second.
+Follow = Callable[[Registry, ScanRecord, Callable[[], object]], ScanEnd]
+
+
+def run_once(
+    draft: ScanRecord, groups: int, ranks_per_group: int, config: Config, follow: Follow, say: Callable[[str], None]
+) -> ScanEnd:
+    """Starts everything, streams and counts one scan, ends everything.
+
+    Where something goes wrong the logs are kept, and, if the scan has not ended, what is needed to go on with it:
+    `mpistream testbed up --folder`.
+    """
+    folder = TestbedFolder(Path(tempfile.mkdtemp(prefix="mpistream-testbed-")))
+    testbed = Testbed(folder, groups, ranks_per_group, with_aggregator=not draft.direct, base=config, say=say)
+    try:
+        with folder.held(), testbed:
+            folder.write_state(TestbedState(os.getpid()))
+            record = announce(testbed.registry, draft)
+            end = follow(testbed.registry, record, testbed.supervise)
+    except MpistreamError as error:
+        leave(folder, testbed)
+        raise type(error)(error.message, _remedy(error, folder, draft, bool(testbed.unfinished))) from error
+    except BaseException:
+        _remove(folder, draft)
+        raise
+    _remove(folder, draft)
+    return end
+
+
+def _remedy(error: MpistreamError, folder: TestbedFolder, draft: ScanRecord, unfinished: bool) -> str:
+    if unfinished:
+        return (
+            f"{error.remedy}\n  nothing is lost; the scan goes on with: mpistream testbed up --folder {folder.path}"
+        ).strip()
+    folder.forget_scans()
+    remove_partials(Path(draft.output), draft.uid.hex)
+    logs = "" if str(folder.path) in error.remedy else f"\n  logs: {folder.logs}"
+    return f"{error.remedy}{logs}".strip()
+
+
+def _remove(folder: TestbedFolder, draft: ScanRecord) -> None:
+    """Also what processes that were killed may have left of the scan."""
+    shutil.rmtree(folder.path, ignore_errors=True)
+    remove_partials(Path(draft.output), draft.uid.hex)
+    shutil.rmtree(draft.journals, ignore_errors=True)

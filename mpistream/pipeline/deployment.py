@@ -1,0 +1,187 @@
+"""Who is there: which job conducts, who gets blocks, whose journals are sealed.
+
+Decided in control/membership.py, from facts; here it is carried out by the job that conducts. While another job does,
+this one looks on, ready to take over.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from mpistream.control.coordination import Registration
+from mpistream.control.membership import next_ranks, to_seal, whole_jobs
+from mpistream.control.process_identity import is_known_dead
+from mpistream.control.registry import GroupEntry, Registry
+from mpistream.control.scan_facts import ScanFacts
+from mpistream.model.block_set import BlockSet
+from mpistream.model.config import Config
+from mpistream.model.fault_points import reach
+from mpistream.model.geometry import SECTORS
+from mpistream.model.job_share import JobShare, JournalExtent
+from mpistream.model.routing_table import RankEndpoints, RoutingTable
+from mpistream.storage.journal import examine_journal
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+
+
+class Deployment:
+    """The role of the conducting job, whether this job has it or not; and what that job sees and does.
+
+    role         None while another job conducts
+    table        the latest routing table; None while there is none
+    gone_sectors sectors whose producers have been away for too long, and why
+
+    Every method may raise EtcdUnreachable; whatever was not done is done in a later turn.
+    """
+
+    def __init__(
+        self, registry: Registry, config: Config, job: str, leader: RankEndpoints, look_again: Callable[[], None]
+    ) -> None:
+        self._registry = registry
+        self._absent_seconds = config.stream.absent_seconds
+        self._grace_seconds = float(config.etcd.lease_seconds)
+        self._job = job
+        self._leader = leader
+        self.look_again = look_again
+        self.role: Registration | None = None
+        self.table: RoutingTable | None = None
+        self.gone_sectors: Mapping[int, str] = {}
+        self._lost = False
+        self._look_at = 0.0
+        self._published = 0.0
+        self._entries: dict[tuple[str, int], GroupEntry] = {}  # every group ever seen
+        self._absent: dict[str, float] = {}  # job or producer -> since when it is not registered
+
+    def look(self) -> None:
+        """Something has changed in etcd: the next turn reads it."""
+        self._look_at = 0.0
+
+    def etcd_was_away(self) -> None:
+        """Leases may have run out though nobody died."""
+        self._absent.clear()
+        self.look()
+
+    def lose_role(self) -> None:
+        """Another job conducts, or will; also called from the lease's own thread."""
+        self._lost = True
+        self.look_again()
+
+    def lose_role_if_taken(self) -> None:
+        if self._registry.conductor() != self._job:
+            self.lose_role()
+
+    def close(self) -> None:
+        if self.role is not None:
+            self.role.close()
+            self.role = None
+
+    def turn(self, scans: Iterable[ScanFacts], now: float) -> None:
+        """Looks around where that is due, and does what follows from it."""
+        if self._lost and self.role is not None:
+            _log.warning("this MPI job conducts no longer")
+            self.close()
+        self._lost = False
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        if self.role is None:
+            self._try_to_conduct()
+        if self.role is not None:
+            self.gone_sectors = self._absent_sectors(now)
+            self._keep_table(self.role, list(scans), now)
+
+    def _try_to_conduct(self) -> None:
+        registry, leader = self._registry, self._leader
+        self.role = registry.take_conductor(self._job, leader.host, leader.pid, on_lost=self.lose_role)
+        if self.role is not None:
+            _log.info("this MPI job conducts")
+            self.table = registry.latest_routing()
+
+    def _keep_table(self, role: Registration, scans: list[ScanFacts], now: float) -> None:
+        registered = self._registry.groups()
+        self._entries |= {(group.job, group.group): group for group in registered}
+        jobs = whole_jobs(group for group in registered if not is_known_dead(group.process))
+        shared = {job for facts in scans if facts.is_unfinished for job in facts.shares}
+        known = shared | (self.table.jobs if self.table else frozenset())
+        gone = self._gone(known - {self._job}, jobs, now)
+        ranks = next_ranks(jobs, self._job, scans, self.table, gone)
+        if ranks is not None:
+            reach("leader.before-table")
+            self.table = self._registry.publish_routing(role, ranks)
+            self._published = now
+            reach("leader.after-table")
+            if self.table is None:
+                self.lose_role()
+                return
+            _log.info("routing table %d: %s", self.table.version, ", ".join(sorted(self.table.jobs)))
+        if self.table is None:
+            return
+        for facts, job in to_seal(scans, self.table, gone):
+            if self._producers_follow(now):
+                self._seal(role, facts, job)
+            else:
+                self.look()
+
+    def _gone(self, jobs: set[str] | frozenset[str], present: Mapping[str, object], now: float) -> set[str]:
+        """Jobs that have ended: known to have died on this machine, or unregistered for longer than a mistake lasts."""
+        gone = set()
+        for job in jobs:
+            if job in present:
+                self._absent.pop(job, None)
+                continue
+            since = self._absent.setdefault(job, now)
+            dead = any(is_known_dead(group.process) for (name, _), group in self._entries.items() if name == job)
+            if dead or now - since > self._grace_seconds:
+                gone.add(job)
+        return gone
+
+    def _producers_follow(self, now: float) -> bool:
+        """Whether every producer goes by the latest table, so that none takes an acknowledgement of the lost job any
+        more. One that does not say so in time will notice from the seal what it must send again.
+        """
+        assert self.table is not None
+        if now - self._published > self._grace_seconds:
+            return True
+        return all(
+            producer.table >= self.table.version
+            for producer in self._registry.producers()
+            if not is_known_dead(producer.process)
+        )
+
+    def _seal(self, role: Registration, facts: ScanFacts, job: str) -> None:
+        """From now on a lost job's journals end where they end now."""
+        record, share = facts.record, facts.shares[job]
+        assert record is not None
+        blocks, journals, totals = BlockSet(record.block_range), [], dict.fromkeys(share.totals, 0)
+        for journal in share.journals:
+            if not journal.path:
+                continue
+            examined = examine_journal(Path(journal.path), scan_uid=record.uid)
+            blocks.add(examined.blocks)
+            journals.append(JournalExtent(journal.rank, journal.incarnation, journal.path, examined.bytes))
+            totals = {name: number + examined.totals.get(name, 0) for name, number in totals.items()}
+        sealed = JobShare(job, blocks, share.ready, share.flushed, True, tuple(journals), totals)
+        reach("leader.before-seal")
+        if self._registry.seal_share(facts.uid, sealed, role):
+            _log.warning("scan %s: MPI job %s is lost; its journals hold %d blocks", facts.uid, job, len(blocks))
+            facts.shares[job] = sealed
+            self._registry.delete_status("jobs", job)
+            reach("leader.after-seal")
+        else:
+            self.look()
+
+    def _absent_sectors(self, now: float) -> dict[int, str]:
+        present = {producer.sector for producer in self._registry.producers() if not is_known_dead(producer.process)}
+        gone = {}
+        for sector in range(SECTORS):
+            name = f"producer-{sector}"
+            if sector in present:
+                self._absent.pop(name, None)
+            elif now - self._absent.setdefault(name, now) > self._absent_seconds:
+                gone[sector] = (
+                    f"the producer of sector {sector} was gone for more than {self._absent_seconds:g} s: "
+                    "what it had not sent is missing"
+                )
+        return gone
