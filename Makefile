@@ -9,7 +9,7 @@ SYSTEM_PACKAGES ?= yes
 MPI4PY_FLAGS ?=
 
 PACKAGES := build-essential pkg-config python3 python3-venv python3-dev \
-            openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client
+            openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client iproute2 nftables
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -18,9 +18,11 @@ KERNELS := $(wildcard ext/*.pyx ext/*.h)
 FUZZERS := build/fuzz_counting build/fuzz_statistics
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
+FAULT_TRIALS ?= 80
+FAULT_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
 
-.PHONY: help setup demo test lint fuzz format clean
+.PHONY: help setup demo test lint fuzz faults format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -46,6 +48,11 @@ build/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard tests/fuzz/*.h ext/*.h)
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all \
 	    -Wall -Wextra -Iext $< -o $@ -lm
+
+faults: setup ## processes killed, links cut, disks full while scans stream: FAULT_TRIALS kills (80); FAULT_SEED repeats
+	@mkdir -p build
+	$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json
+	$(BIN)/python -m tests.faults soak --seed $(FAULT_SEED) --json build/soak.json
 
 format: setup ## rewrites the sources as ruff wants them
 	$(BIN)/ruff check --fix .

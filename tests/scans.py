@@ -1,5 +1,6 @@
 """Scans made up for tests: the same on every rank and in every process, from a seed."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import numpy as np
@@ -8,8 +9,9 @@ import numpy.typing as npt
 from mpistream.model.dataset_description import DatasetDescription, SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.frame_sums import FrameSums
-from mpistream.model.protocol import Encoding
-from mpistream.model.scan import Counters, CountingParameters, ScanRecord, Thresholds
+from mpistream.model.h5_layout import REJECTED_DTYPE
+from mpistream.model.protocol import Encoding, blocks_digest
+from mpistream.model.scan import Counters, CountingParameters, ScanRecord, SectorEnd, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
 
 FIRST_FRAME = 1000
@@ -72,13 +74,43 @@ def to_pattern(frames: list[Frame]) -> npt.NDArray[np.uint32]:
     return np.bincount(pixels, minlength=576 * 576).astype(np.uint32).reshape(576, 576)
 
 
+def to_ends(frames: list[Frame], record: ScanRecord, rejected: Sequence[tuple[int, int]] = ()) -> list[SectorEnd]:
+    """What the four producers sent for these frames and for the rejected records (frame number, sector)."""
+    ends = []
+    for sector in range(4):
+        sent = {number for _, number, missing, _ in frames if not missing >> sector & 1}
+        sent |= {number for number, of_sector in rejected if of_sector == sector}
+        first = [block * record.block_frames for block in record.block_range]
+        bit_maps = [sum(1 << bit for bit in range(record.block_frames) if number + bit in sent) for number in first]
+        ends.append(
+            SectorEnd(
+                sector=sector,
+                producer_id=sector + 1,
+                blocks=len(record.block_range),
+                records=len(sent),
+                digest=blocks_digest(sector, record.block_range, bit_maps),
+                sectors_duplicate=0,
+                sectors_rejected=0,
+                seconds_reading=0.5,
+                seconds_sending=0.25,
+            )
+        )
+    return ends
+
+
+def to_rejected(records: Sequence[tuple[int, int]]) -> npt.NDArray[np.void]:
+    return np.array(list(records), REJECTED_DTYPE)
+
+
 def describe(
     frames: list[Frame],
     rows: int,
     columns: int,
     counting: CountingParameters = CALIBRATED,
+    rejected: Sequence[tuple[int, int]] = (),
     **changes: object,
 ) -> DatasetDescription:
+    """``rejected`` are records (frame number, sector) of sectors that are missing."""
     scan = ScanRecord(
         uid=UUID(int=0x1234),
         scan_number=17,
@@ -89,7 +121,6 @@ def describe(
         first_frame=FIRST_FRAME,
         last_frame=FIRST_FRAME + max(len(frames), 1) - 1,
         block_frames=8,
-        routing_version=1,
         direct=False,
         counting=counting,
         output="scan.h5",
@@ -100,7 +131,7 @@ def describe(
         frames=len(frames),
         electrons=sum(len(frame[3]) for frame in frames),
         frames_incomplete=sum(frame[2] != 0 for frame in frames),
-        frames_lost=0,
+        frames_lost=max(len(frames), 1) - len(frames),
         sectors_missing=sum(frame[2].bit_count() for frame in frames),
         sectors_duplicate=1,
         sectors_rejected=2,
@@ -123,5 +154,7 @@ def describe(
         "detectors": VirtualDetectors((0, 100), (100, 250), (280.5, 290.25)),
         "seconds": {"receiving": 1.25},
         "provenance": {"job": {"nodes": 2}},
+        "ends": tuple(to_ends(frames, scan, rejected)),
+        "rejected": to_rejected(rejected),
     }
     return DatasetDescription(scan=scan, counters=counters, **(description | changes))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ DestinationOf = Callable[[RoutingTable, int], int | None]
 def destination_of(record: ScanRecord) -> DestinationOf:
     """Where the blocks of a scan go: those that its thresholds are calibrated from to the conducting job."""
     uid = record.uid.bytes
-    sample = range(0) if record.counting.thresholds_are_given else record.sample_blocks
+    sample = record.sample_to_route
 
     def destination(table: RoutingTable, block: int) -> int | None:
         in_sample = block in sample
@@ -98,13 +98,12 @@ class Delivery:
 
     def reconcile(self, shares: Mapping[str, JobShare]) -> tuple[list[int], list[int]]:
         """Takes in what the jobs have, all of it every time. Returns the blocks released, and those owed again."""
-        self._sealed = frozenset(
-            journal.incarnation for share in shares.values() if share.sealed for journal in share.journals
-        )
+        good = [share for share in shares.values() if share.blocks.blocks == self.blocks]
+        self._sealed = frozenset(journal.incarnation for share in good if share.sealed for journal in share.journals)
         if self.table is not None:
             self._believed = self.table.incarnations - self._sealed
         journaled = BlockSet(self.blocks)
-        for share in shares.values():
+        for share in good:
             journaled.update(share.blocks)
         owed_again = self._not_to_be_believed(self._released - journaled)
         for block in owed_again:

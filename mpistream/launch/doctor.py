@@ -133,6 +133,8 @@ def examine(config_path: Path | None = None) -> Iterator[Finding]:
         yield _Check("configuration", partial(_configuration, config_path, loaded), "mend the file").find()
         if loaded:
             yield _Check("configured etcd", partial(_configured_etcd, loaded[0]), "start etcd there").find()
+            for name, folder in _configured_folders(loaded[0]).items():
+                yield _Check(name, partial(_writable_folder, Path(folder)), "make it, or name another one").find()
             host = loaded[0].network.host
     yield _Check("ZeroMQ", partial(_zeromq, host), f"check [network] host and the firewall, or {_SETUP}").find()
     yield _Check("open files", _open_files, "raise the limit: ulimit -n 4096", False).find()
@@ -225,6 +227,20 @@ def _configured_etcd(config: "Config") -> str:
     etcd = config.etcd
     with Coordination(etcd.endpoints, config.etcd_prefix, etcd.timeout_seconds) as coordination:
         return f"version {coordination.check()} answers at {', '.join(etcd.endpoints)}"
+
+
+def _configured_folders(config: "Config") -> dict[str, str]:
+    folders = {"journals": config.journal.directory, "spill": config.stream.spill_directory}
+    return {name: folder for name, folder in folders.items() if folder}
+
+
+def _writable_folder(folder: Path) -> str:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise MpistreamError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free in {folder}"
 
 
 def _zeromq(host: str) -> str:

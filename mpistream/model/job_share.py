@@ -24,6 +24,7 @@ class JobShare:
     flushed  every rank has counted what it held of blocks that can no longer become complete
     sealed   the job is taken for dead: the journals count up to ``bytes`` and no further, whatever a zombie appends
     blocks   what the job has counted and journaled
+    process  of the job's leader
     problem  why the job cannot go on for the moment (its journal cannot be written, ...), for people
     """
 
@@ -34,6 +35,7 @@ class JobShare:
     sealed: bool = False
     journals: tuple[JournalExtent, ...] = ()
     totals: dict[str, int] = field(default_factory=dict)  # frames, electrons, raw_bytes, frames_incomplete, ...
+    process: str = ""
     problem: str = ""
 
     def changed(self, **changes: Any) -> "JobShare":

@@ -6,7 +6,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RankEndpoints:
-    """One rank of an MPI job: where blocks are pushed to it, and where it answers."""
+    """One rank of an MPI job: where blocks are pushed to it, and where it answers.
+
+    ``process`` tells it from every other process of any machine.
+    """
 
     rank: int
     group: int
@@ -16,6 +19,7 @@ class RankEndpoints:
     data_endpoint: str
     answer_endpoint: str
     job: str = ""
+    process: str = ""
 
 
 @dataclass(frozen=True)

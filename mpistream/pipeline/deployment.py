@@ -11,13 +11,13 @@ from pathlib import Path
 from mpistream.control.coordination import Registration
 from mpistream.control.membership import next_ranks, to_seal, whole_jobs
 from mpistream.control.process_identity import is_known_dead
-from mpistream.control.registry import GroupEntry, Registry
+from mpistream.control.registry import Registry
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.block_set import BlockSet
 from mpistream.model.config import Config
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import SECTORS
-from mpistream.model.job_share import JobShare, JournalExtent
+from mpistream.model.job_share import JournalExtent
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.storage.journal import examine_journal
 
@@ -51,7 +51,6 @@ class Deployment:
         self._lost = False
         self._look_at = 0.0
         self._published = 0.0
-        self._entries: dict[tuple[str, int], GroupEntry] = {}  # every group ever seen
         self._absent: dict[str, float] = {}  # job or producer -> since when it is not registered
 
     def look(self) -> None:
@@ -101,11 +100,8 @@ class Deployment:
 
     def _keep_table(self, role: Registration, scans: list[ScanFacts], now: float) -> None:
         registered = self._registry.groups()
-        self._entries |= {(group.job, group.group): group for group in registered}
         jobs = whole_jobs(group for group in registered if not is_known_dead(group.process))
-        shared = {job for facts in scans if facts.is_unfinished for job in facts.shares}
-        known = shared | (self.table.jobs if self.table else frozenset())
-        gone = self._gone(known - {self._job}, jobs, now)
+        gone = self._gone(self._known_jobs(scans), jobs, now)
         ranks = next_ranks(jobs, self._job, scans, self.table, gone)
         if ranks is not None:
             reach("leader.before-table")
@@ -124,16 +120,26 @@ class Deployment:
             else:
                 self.look()
 
-    def _gone(self, jobs: set[str] | frozenset[str], present: Mapping[str, object], now: float) -> set[str]:
+    def _known_jobs(self, scans: Iterable[ScanFacts]) -> dict[str, set[str]]:
+        """The other jobs that get blocks or have some, and processes of theirs."""
+        known: dict[str, set[str]] = {}
+        for rank in self.table.ranks if self.table else ():
+            known.setdefault(rank.job, set()).add(rank.process)
+        for facts in scans:
+            for share in facts.shares.values() if facts.is_unfinished else ():
+                known.setdefault(share.job, set()).add(share.process)
+        known.pop(self._job, None)
+        return known
+
+    def _gone(self, jobs: Mapping[str, set[str]], present: Mapping[str, object], now: float) -> set[str]:
         """Jobs that have ended: known to have died on this machine, or unregistered for longer than a mistake lasts."""
         gone = set()
-        for job in jobs:
+        for job, processes in jobs.items():
             if job in present:
                 self._absent.pop(job, None)
                 continue
             since = self._absent.setdefault(job, now)
-            dead = any(is_known_dead(group.process) for (name, _), group in self._entries.items() if name == job)
-            if dead or now - since > self._grace_seconds:
+            if any(map(is_known_dead, processes)) or now - since > self._grace_seconds:
                 gone.add(job)
         return gone
 
@@ -162,7 +168,7 @@ class Deployment:
             blocks.add(examined.blocks)
             journals.append(JournalExtent(journal.rank, journal.incarnation, journal.path, examined.bytes))
             totals = {name: number + examined.totals.get(name, 0) for name, number in totals.items()}
-        sealed = JobShare(job, blocks, share.ready, share.flushed, True, tuple(journals), totals)
+        sealed = share.changed(blocks=blocks, sealed=True, journals=tuple(journals), totals=totals, problem="")
         reach("leader.before-seal")
         if self._registry.seal_share(facts.uid, sealed, role):
             _log.warning("scan %s: MPI job %s is lost; its journals hold %d blocks", facts.uid, job, len(blocks))

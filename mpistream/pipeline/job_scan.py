@@ -6,6 +6,7 @@ from uuid import UUID
 
 import numpy as np
 
+from mpistream.control.process_identity import this_process
 from mpistream.control.run_state import ScanState
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.block_set import BlockSet
@@ -125,6 +126,7 @@ class JobScan:
             flushed=len(self._flushed) == self.size,
             journals=tuple(self._journals[rank] for rank in sorted(self._journals)),
             totals={name: sum(numbers[name] for numbers in self._totals.values()) for name in names},
+            process=this_process(),
             problem="; ".join(sorted(set(self._problems.values()))),
         )
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from mpistream.acquisition.spill import spilled_scans
 from mpistream.control.coordination import Change, Registration
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
+from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.config import Config
 from mpistream.model.errors import MpistreamError, ScanFailed
 from mpistream.model.fault_points import reach
@@ -24,7 +25,7 @@ from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
 from mpistream.pipeline.producer_links import ProducerLinks
 from mpistream.pipeline.producer_news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
-from mpistream.pipeline.scan_book import ScanBook, ScanFacts
+from mpistream.pipeline.scan_book import ScanBook
 from mpistream.pipeline.sector_stream import SectorStream, check_window
 from mpistream.pipeline.stop_detector import StopDetector
 from mpistream.transport.mailbox import Mailbox
@@ -176,7 +177,7 @@ class Producer:
 
     def _open(self, facts: ScanFacts) -> bool:
         uid = facts.uid
-        if facts.end is not None or uid in self._resumed:
+        if uid in self._resumed:
             _log.info("scan %s: goes on with sector %d", uid, self.entry.sector)
 
         def write_end(end: SectorEnd) -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
+from mpistream.control.process_identity import this_process
 from mpistream.model.config import Config
 from mpistream.model.counted_block import CountedBlock
 from mpistream.model.errors import MpistreamError, ProtocolError
@@ -119,7 +120,14 @@ class RankReceiver:
     def endpoints(self, group: int, host: str) -> RankEndpoints:
         """Where this rank is reached."""
         return RankEndpoints(
-            self._rank, group, host, os.getpid(), self._incarnation, self._inlet.endpoint, self._answers.endpoint
+            self._rank,
+            group,
+            host,
+            os.getpid(),
+            self._incarnation,
+            self._inlet.endpoint,
+            self._answers.endpoint,
+            process=this_process(),
         )
 
     @property

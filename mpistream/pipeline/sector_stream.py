@@ -11,13 +11,13 @@ from mpistream.acquisition.source import SectorSource, open_source
 from mpistream.acquisition.spill import Spill, spill_path
 from mpistream.control.registry import ProducerEntry
 from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord, SectorEnd
 from mpistream.pipeline.producer_links import ProducerLinks, ScanOutlets
-from mpistream.pipeline.scan_book import ScanFacts
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class SectorStream:
         if links.table is not None:
             sender.adopt(links.table)
         sender.reconcile(facts.shares)
-        return cls(sender, links, outlets, write_end, has_ended=facts.end is not None)
+        return cls(sender, links, outlets, write_end, has_ended=entry.sector in facts.ends)
 
     def send_next(self) -> bool:
         """Sends a block; False where nothing can be sent for now. Raises SourceError, ScanFailed."""

@@ -28,7 +28,7 @@ from mpi4py import MPI
 from mpistream.model import h5_layout as layout
 from mpistream.model.dataset_description import DatasetDescription, WriteReport
 from mpistream.model.electron_events import Slab
-from mpistream.model.errors import StorageError
+from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
 from mpistream.model.fault_points import reach
 from mpistream.storage.checksums import checksum_row
 from mpistream.storage.delivery import SectorTotals, frames_of, mark_rejected, mark_rows
@@ -125,7 +125,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> int:
 
 
 def check_delivery(comm: MPI.Comm, slab: Slab, description: DatasetDescription) -> None:
-    """Collective: raises StorageError on every rank unless the slabs have exactly the frames and sectors that came.
+    """Collective: raises ScanFailed on every rank unless the slabs have exactly the frames and sectors that came.
 
     That is what the end records say, where they know; and every frame has one row.
     """
@@ -173,9 +173,9 @@ def _refuse_contradictions(slab: Slab, description: DatasetDescription, totals: 
     if both:
         wrong.append(f"{both} records are called rejected, and are there all the same")
     if wrong:
-        raise StorageError(
+        raise ScanFailed(
             f"the frames of the dataset are not those that were sent: {'; '.join(wrong)}",
-            "the dataset is made again from the journals; if it happens again, stream the scan again, and report this",
+            "stream the scan again; the journals, which are kept, show what was counted",
         )
 
 
@@ -184,7 +184,7 @@ def _partial_file(comm: MPI.Comm, target: Path, tag: str) -> Iterator[Path]:
     """Collective: the dataset's name while it is written; after a failure nothing is left there."""
     try:
         yield partial_path(target, tag)
-    except StorageError:
+    except MpistreamError:
         # agreed, hence raised by all ranks; none returns before the partial file is gone
         if comm.rank == 0:
             remove_partial(target, tag)

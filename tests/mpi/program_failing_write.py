@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -20,14 +21,14 @@ import pytest
 from mpi4py import MPI
 
 from mpistream.model.electron_events import ElectronEvents, Slab
-from mpistream.model.errors import StorageError
+from mpistream.model.errors import MpistreamError, NoRoomError, ScanFailed, StorageError
 from mpistream.model.frame_sums import FrameSums
 from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.event_arrays import compare_with_file
 from mpistream.storage.reader import open_dataset
 from mpistream.storage.writer import write_dataset
-from tests.scans import describe
+from tests.scans import Frame, describe, to_ends, to_rejected
 
 ROWS, COLUMNS = 40, 50
 EVENTS_PER_FRAME = 1000
@@ -58,6 +59,9 @@ class Case:
     ) -> None:
         self.comm, self.slab, self.pattern, self.folder, self.parallel = comm, slab, pattern, folder, parallel
         self.round_bytes = ROUND_BYTES
+        scan = describe([], ROWS, COLUMNS).scan.model_copy(update={"first_frame": 0, "last_frame": ROWS * COLUMNS - 1})
+        frames: list[Frame] = [(number, number, 0, []) for number in range(ROWS * COLUMNS)]
+        self.description = replace(describe([], ROWS, COLUMNS), scan=scan, ends=tuple(to_ends(frames, scan)))
         self.detectors = VirtualDetectors()
         #: as the writer decides, but where a rank's transfer itself is made to fail: that needs separate transfers
         self.collective: bool | None = None
@@ -67,22 +71,28 @@ class Case:
             self.comm,
             self.slab,
             self.pattern,
-            describe([], ROWS, COLUMNS, detectors=self.detectors),
+            replace(self.description, detectors=self.detectors),
             path,
             overwrite,
+            tag="1234.7",
             round_bytes=self.round_bytes,
             parallel=self.parallel,
             collective=self.collective,
         )
 
-    def fails(self, path: Path, *reasons: str, overwrite: bool = False) -> None:
-        """Every rank raises the same StorageError, which names one of the reasons and a remedy; nothing is left."""
+    def fails(
+        self, path: Path, *reasons: str, overwrite: bool = False, kind: type[MpistreamError] = StorageError
+    ) -> None:
+        """Every rank raises the same error, which names one of the reasons and a remedy; nothing is left."""
+        files_open = len(os.listdir("/proc/self/fd"))
         before = folder_names(path.parent)
         self.comm.Barrier()
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(MpistreamError) as caught:
             self.write(path, overwrite)
         messages = self.comm.allgather((caught.value.message, caught.value.remedy))
         assert len(set(messages)) == 1, messages
+        assert type(caught.value) is kind
+        assert len(os.listdir("/proc/self/fd")) == files_open
         assert any(reason in caught.value.message for reason in reasons), (caught.value.message, reasons)
         assert caught.value.remedy
         assert folder_names(path.parent) == before
@@ -168,6 +178,36 @@ def check_sums(case: Case) -> None:
     case.detectors = VirtualDetectors()
 
 
+def check_ends(case: Case) -> None:
+    """The file would not have what the producers say they sent."""
+    target, right = case.folder / "ends.h5", case.description
+    sent = list(right.ends)
+    sent[2] = sent[2].model_copy(update={"digest": (sent[2].digest or 0) ^ 1})
+    sent[3] = sent[3].model_copy(update={"digest": 5, "records": 2001})
+    case.description = replace(right, ends=tuple(sent))
+    frames = ROWS * COLUMNS
+    case.fails(
+        target,
+        f"sector 2: {frames} records are there, its producer sent others; sector 3: {frames} records",
+        kind=ScanFailed,
+    )
+    # a producer that was gone, and one that does not know, contradict nothing
+    sent[2] = sent[2].model_copy(update={"cut": "it was gone"})
+    sent[3] = sent[3].model_copy(update={"digest": None})
+    case.description = replace(right, ends=tuple(sent))
+    case.succeeds(target)
+    is_last = case.comm.rank == case.comm.size - 1
+    case.description = replace(right, rejected=to_rejected([(9, 1)] if is_last else []))
+    case.fails(
+        target.with_name("both.h5"), "1 records are called rejected, and are there all the same", kind=ScanFailed
+    )
+    # the record's blocks end before the last frames do
+    scan = right.scan.model_copy(update={"last_frame": 1599})
+    case.description = replace(right, scan=scan)
+    case.fails(target.with_name("short.h5"), "400 rows are of frames outside the scan", kind=ScanFailed)
+    case.description = right
+
+
 def check_failing_rank(case: Case, bad_rank: int) -> None:
     target = case.folder / f"limited-{bad_rank}-{case.round_bytes}.h5"
     case.collective = False
@@ -194,6 +234,7 @@ def check_full_disk(case: Case, target: Path) -> None:
     assert set(case.comm.allgather(message)) == {message}
     if message is not None:
         assert "free in" in message or "No space left" in message, message
+        assert "No space left" not in message or isinstance(failure, NoRoomError), failure
         assert not folder_names(target.parent)
     elif case.comm.rank == 0:
         with open_dataset(target) as dataset:
@@ -225,6 +266,7 @@ def main() -> None:
         comm.Barrier()
         check_requests(case)
         check_sums(case)
+        check_ends(case)
         for case.round_bytes in (2**26, ROUND_BYTES):
             for bad_rank in range(comm.size if parallel else 1):
                 check_failing_rank(case, bad_rank)
@@ -234,7 +276,7 @@ def main() -> None:
         if small != "-":
             check_full_disk(case, Path(small) / "scan.h5")
             case.succeeds(Path(small) / "scan.h5")
-            case.fails(Path(small) / "second.h5", "needs 13.5 MB, ")
+            case.fails(Path(small) / "second.h5", "needs 13.5 MB, ", kind=NoRoomError)
             if comm.rank == 0:
                 (Path(small) / "scan.h5").unlink()
     comm.Free()

@@ -1,12 +1,15 @@
 """Every module has a folder of its own; when it is done, no process that it started may be left."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.system.command_line import CommandLine, nothing_is_left
+
+TIDYING_SECONDS = 10  # journals go once the scan is committed
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,13 @@ def output(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = place / "output"
     folder.mkdir()
     yield folder / "scan.h5"
-    left = [path.name for path in folder.iterdir() if ".partial" in path.name]
+    deadline = time.monotonic() + TIDYING_SECONDS
+    while (left := unfinished_files(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     shutil.rmtree(folder)
     assert not left, f"unfinished files are left: {left}"
+
+
+def unfinished_files(folder: Path) -> list[str]:
+    """Partial datasets, and journals."""
+    return [path.name for path in folder.iterdir() if ".partial" in path.name or ".journal" in path.name]

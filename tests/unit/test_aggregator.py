@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from mpistream.model.geometry import RECORD_BYTES
-from mpistream.model.protocol import Ack, BlockHeader, Encoding, Hello
+from mpistream.model.protocol import Ack, BlockHeader, Encoding, Hello, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.transport.aggregator import Aggregator
 from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, DataOutlet, Sockets
@@ -18,7 +18,7 @@ from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, Da
 HOST = "127.0.0.1"
 UID = UUID(int=5 << 64).bytes
 PAYLOAD = os.urandom(2 * RECORD_BYTES)
-HEADER = BlockHeader(Encoding.RECORDS_ROWS, 1, 8, 1, 3, UID, 77, 0, 0b11, len(PAYLOAD))
+HEADER = BlockHeader(Encoding.RECORDS_ROWS, 1, 8, 1, 0, 3, UID, 77, 0, 0b11, len(PAYLOAD))
 
 
 @dataclass
@@ -38,6 +38,9 @@ class Rank:
 
     def blocks(self) -> list[int]:
         return [header.block for header, _ in self.came]
+
+    def want(self, producer_id: int) -> None:
+        self.answers.send(producer_id, Want(producer_id, UID, 1).pack(), keep=False)
 
     def acknowledge(self, producer_id: int, *blocks: int) -> None:
         self.answers.send(producer_id, Ack(producer_id, UID, 77, 1, blocks).pack())
@@ -65,8 +68,8 @@ class Bench:
     def ear(self, producer_id: int) -> AnswerOutlet:
         return self._theirs.answer_outlet(self.aggregator.answer_inlet.endpoint, Hello(producer_id))
 
-    def send(self, block: int, version: int = 1, producer_id: int = 3) -> None:
-        header = replace(HEADER, block=block, routing_version=version, producer_id=producer_id)
+    def send(self, block: int, version: int = 1, producer_id: int = 3, destination: int = 0) -> None:
+        header = replace(HEADER, block=block, routing_version=version, producer_id=producer_id, destination=destination)
         self.producer.send(header.pack(), PAYLOAD)
 
     def forwarded(self, *producer_ids: int, version: int = 1) -> None:
@@ -85,6 +88,13 @@ class Bench:
             for rank in self.ranks:
                 rank.receive()
 
+    def restart_aggregator(self) -> None:
+        """Nothing of it is left; another one is at other ports."""
+        self._mine.close()
+        self._mine = Sockets()
+        self.aggregator = Aggregator(self._mine, self._mine.data_inlet(HOST), self._mine.answer_inlet(HOST))
+        self.producer = self._theirs.data_outlet(self.aggregator.data_inlet.endpoint)
+
     def close(self) -> None:
         self._mine.close()
         self._theirs.close()
@@ -97,16 +107,56 @@ def bench() -> Iterator[Bench]:
     bench.close()
 
 
-def test_blocks_go_to_the_rank_they_belong_to_untouched(bench: Bench) -> None:
+def test_blocks_go_to_their_destination_untouched(bench: Bench) -> None:
+    """Which one that is, the producer says, not the aggregator."""
     first, second = bench.rank(), bench.rank()
-    table = bench.adopt(1, first, second)
+    bench.adopt(1, first, second)
     for block in range(20):
-        bench.send(block)
+        bench.send(block, destination=int(block < 12))
     bench.until(lambda: len(first.came) + len(second.came) == 20)
-    for number, rank in enumerate(bench.ranks):
-        assert rank.blocks() == [block for block in range(20) if table.rank_of(UID, block) == number]
+    assert (first.blocks(), second.blocks()) == (list(range(12, 20)), list(range(12)))
+    for rank in bench.ranks:
         assert all(payload == PAYLOAD and header.scan_uid == UID for header, payload in rank.came)
     assert (bench.aggregator.blocks_forwarded, bench.aggregator.refused) == (20, 0)
+
+
+def test_a_rank_that_the_table_does_not_have_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    rank = bench.rank()
+    bench.adopt(1, rank)
+    bench.send(0, destination=1)
+    bench.send(1)
+    bench.until(lambda: rank.came)
+    assert rank.blocks() == [1]
+    assert bench.aggregator.refused == 1
+    assert "a block for rank 1 of table 1, which has 1 ranks" in caplog.text
+
+
+def test_a_rank_asks_every_producer_through_the_aggregator(bench: Bench) -> None:
+    rank = bench.rank()
+    bench.adopt(1, rank)
+    ears = {producer_id: bench.ear(producer_id) for producer_id in range(4)}
+    bench.until(lambda: all(map(bench.aggregator.answer_inlet.knows, ears)) and rank.answers.knows_an_aggregator)
+    for producer_id in ears:
+        rank.want(producer_id)
+    heard: list[object] = []
+    bench.until(lambda: heard.extend(a for ear in ears.values() for a in ear.receive()) or len(heard) == 4)
+    assert heard == [Want(producer_id, UID, 1) for producer_id in range(4)]
+
+
+def test_ranks_and_producers_find_another_aggregator(bench: Bench) -> None:
+    """On other ports; the producer sends again what was under way."""
+    rank = bench.rank()
+    bench.adopt(1, rank)
+    bench.forwarded(3)
+    rank.came.clear()
+    bench.restart_aggregator()
+    bench.adopt(1, rank)
+    ear, heard = bench.ear(3), []
+    bench.send(0)
+    bench.until(lambda: rank.came)
+    rank.acknowledge(3, 0)
+    bench.until(lambda: heard.extend(ear.receive()) or heard)
+    assert heard[0].blocks == (0,)
 
 
 def test_acknowledgements_come_back_to_their_producer(bench: Bench) -> None:
@@ -165,7 +215,7 @@ GARBAGE = {
     "three parts": [HEADER.pack(), PAYLOAD, b"more"],
     "no header": [b"hello", PAYLOAD],
     "empty": [b"", b""],
-    "another version": [HEADER.pack()[:4] + b"\x02" + HEADER.pack()[5:], PAYLOAD],
+    "another version": [HEADER.pack()[:4] + b"\x01" + HEADER.pack()[5:], PAYLOAD],
     "a sector that no frame has": [replace(HEADER, sector=4).pack(), PAYLOAD],
     "an acknowledgement": [Ack(3, UID, 77, 1, (0,)).pack(), b""],
 }
@@ -193,10 +243,12 @@ def test_blocks_of_a_table_that_is_not_known_yet_wait_for_it(bench: Bench) -> No
     bench.send(1, version=99)
     bench.send(2, version=1)
     bench.until(lambda: first.came)
-    assert (first.blocks(), second.blocks()) == ([2], [])
+    assert (first.blocks(), second.blocks(), bench.aggregator.waiting) == ([2], [], 2)
     bench.adopt(2, second)
     bench.until(lambda: second.came)
     assert (first.blocks(), second.blocks(), bench.aggregator.refused) == ([2], [0], 0)
+    bench.adopt(100, first)
+    assert (bench.aggregator.waiting, bench.aggregator.dropped) == (0, 1)
 
 
 def test_an_aggregator_that_starts_is_told_old_tables_too_in_any_order(bench: Bench) -> None:
@@ -209,7 +261,7 @@ def test_an_aggregator_that_starts_is_told_old_tables_too_in_any_order(bench: Be
         bench.adopt(version, latest if version == 11 else old)
     bench.send(1, version=11)
     bench.until(lambda: latest.came)
-    assert (old.blocks(), latest.blocks()) == ([], [1])
+    assert (old.blocks(), latest.blocks(), bench.aggregator.dropped) == ([], [1], 1)
 
 
 def test_the_table_before_stays_in_use_and_older_ones_do_not(bench: Bench) -> None:
@@ -220,7 +272,8 @@ def test_the_table_before_stays_in_use_and_older_ones_do_not(bench: Bench) -> No
         bench.send(version, version)
     bench.until(lambda: ranks[1].came and ranks[2].came)
     assert [rank.blocks() for rank in ranks] == [[], [2], [3]]
-    assert bench.aggregator.refused == 1
+    assert (bench.aggregator.refused, bench.aggregator.dropped) == (0, 1)
+    assert bench.aggregator.status() == {"blocks_forwarded": 2, "refused": 0, "dropped": 1, "waiting": 0}
 
 
 def test_a_table_may_be_adopted_again(bench: Bench) -> None:

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from mpistream.control.coordination import Coordination
+from mpistream.control.run_state import ScanState
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.model.config import Config
 from mpistream.model.errors import (
@@ -17,9 +18,9 @@ from mpistream.model.errors import (
     StorageError,
 )
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
-from mpistream.model.scan import CountingParameters, Thresholds
+from mpistream.model.scan import CountingParameters, Durability, Thresholds
 from mpistream.storage.thresholds_file import SavedThresholds
-from tests.unit.made_up_registry import MadeUpRegistry
+from tests.unit.registered import EVERYTHING, deployment
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def request_(tmp_path: Path) -> ScanRequest:
     return ScanRequest("sim:16x16", tmp_path / "scan.h5", CountingParameters())
 
 
-def test_a_draft_is_the_scan_but_for_its_routing(request_: ScanRequest) -> None:
+def test_a_draft_is_the_scan(request_: ScanRequest) -> None:
     draft, _ = draft_scan(request_, Config())
     assert (draft.rows, draft.columns, draft.source) == (16, 16, "sim:16x16")
-    assert (draft.output, draft.routing_version) == (str(request_.output), 0)
+    assert draft.output == str(request_.output)
     assert draft.block_frames == Config().stream.block_frames
     assert draft_scan(request_, Config())[0].uid != draft.uid
 
@@ -96,28 +97,36 @@ def test_saved_thresholds_become_given_ones(request_: ScanRequest, tmp_path: Pat
     assert "saved.json" in notes[0]
 
 
-def test_a_scan_is_announced_under_the_latest_table(request_: ScanRequest) -> None:
-    registry: Any = MadeUpRegistry()
+def test_a_scan_is_announced_as_it_was_drafted(request_: ScanRequest, etcd: Coordination) -> None:
     draft, _ = draft_scan(request_, Config())
-    record = announce(registry, draft)
-    assert registry.announced == [record]
-    assert (record.uid, record.routing_version) == (draft.uid, 1)
+    with deployment(etcd) as running:
+        record = announce(running.registry, draft)
+        assert running.registry.record(draft.uid) == record
+        assert running.registry.status(draft.uid).state is ScanState.ANNOUNCED
+    assert record.model_copy(update={"announced_unix_seconds": draft.announced_unix_seconds}) == draft
     assert record.announced_unix_seconds >= draft.announced_unix_seconds
 
 
-def test_a_scan_is_announced_only_where_all_that_it_needs_is_there(request_: ScanRequest) -> None:
+def test_a_scan_is_announced_only_where_all_that_it_needs_is_there(request_: ScanRequest, etcd: Coordination) -> None:
     draft, _ = draft_scan(request_, Config())
-    absences: list[tuple[dict[str, Any], str]] = [
-        ({"jobs": []}, "no rank group is registered"),
-        ({"jobs": ["an earlier one"]}, "no rank group is registered"),
-        ({"sectors": [0, 3]}, "no producer is registered for sector 1, 2"),
-        ({"names": []}, "no aggregator is registered"),
-    ]
-    for absence, message in absences:
-        registry: Any = MadeUpRegistry(**absence)
-        with pytest.raises(ScanFailed, match=message) as caught:
-            announce(registry, draft)
-        assert caught.value.remedy
-        assert registry.announced == []
-    direct: Any = MadeUpRegistry(names=[])
-    announce(direct, draft.model_copy(update={"direct": True}))
+    with deployment(etcd, [name for name in EVERYTHING if not name.startswith("aggregators")]) as running:
+        with pytest.raises(ScanFailed, match="no aggregator is registered"):
+            announce(running.registry, draft)
+        assert running.registry.scans() == {}
+        announce(running.registry, draft.model_copy(update={"direct": True}))
+
+
+def test_where_journals_go(request_: ScanRequest, tmp_path: Path) -> None:
+    """Beside the output, unless the configuration names a folder; each scan has one of its own."""
+    draft, _ = draft_scan(request_, Config())
+    assert draft.journals == str(tmp_path / f"scan.h5.journal.{draft.uid.hex}")
+    assert draft.durability is Durability.WRITE
+    fast = tmp_path / "fast"
+    config = Config.load(None, {"journal.directory": str(fast), "journal.durability": "fsync"})
+    with pytest.raises(StorageError, match=r"folder for journals .* does not exist"):
+        draft_scan(request_, config)
+    fast.mkdir()
+    draft, _ = draft_scan(request_, config)
+    assert draft.journals == str(fast / f"scan.h5.journal.{draft.uid.hex}")
+    assert draft.durability is Durability.FSYNC
+    assert list(fast.iterdir()) == []

@@ -302,6 +302,22 @@ def test_incomplete_frames_are_made_up_for_while_there_are_others(complete_frame
     assert fitted[0].sample_frames == used
 
 
+def test_a_scan_that_was_cut_short_is_calibrated_from_what_there_is() -> None:
+    """Holes included: no more blocks will come."""
+    samples = block_samples({4: 1})
+    fitted = fit_sample({4: samples[4]}, RECORD, with_less=True)
+    assert fitted is not None
+    assert fitted[0] == fit_thresholds(SampleStatistics.from_bytes(samples[4]), 4.5, 175)
+    assert fitted[1] == samples[4]
+    with_hole = fit_sample({7: samples[7], 4: samples[4]}, RECORD, with_less=True)
+    assert with_hole is not None
+    assert with_hole[0].sample_frames == 3
+    assert fit_sample({7: samples[7], 4: samples[4]}, RECORD) is None
+    assert fit_sample(samples, RECORD, with_less=True) == fit_sample(samples, RECORD)
+    with pytest.raises(CalibrationError, match="not one sample frame"):
+        fit_sample({}, RECORD, with_less=True)
+
+
 def test_no_more_blocks_are_sampled_than_needed() -> None:
     one = sample(pedestal_frames(30, 4, frames=1))
     endless = itertools.repeat(one)

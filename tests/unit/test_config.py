@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
+from mpistream.model.scan import Durability
 from mpistream.model.virtual_images import VirtualDetectors
 
 
@@ -87,6 +88,13 @@ def test_a_file_changes_only_what_it_names(load) -> None:
         ("[detectors]\ncenter = [280, '290']", ["detectors.center", "'290'"]),
         ("[detectors]\ncenter = [280, nan]", ["detectors.center", "nan"]),
         ("[detectors]\ncenter = [2800, 290]", ["detectors", "no pixel", "0 to 60 pixels"]),
+        ("[journal]\ndurability = 'sync'", ["journal.durability", "'write'", "'sync'"]),
+        ("[journal]\ndurability = true", ["journal.durability"]),
+        ("[journal]\ndirectory = 'scratch/journals'", ["journal.directory", "'scratch/journals' is not an absolute"]),
+        ("[journal]\nfolder = '/x'", ["'folder'", "[journal]", "directory, durability"]),
+        ("[stream]\nabsent_seconds = 0", ["stream.absent_seconds", "0"]),
+        ("[stream]\nspill_bytes = 0", ["stream.spill_bytes", "0"]),
+        ("[stream]\nspill_directory = 5", ["stream.spill_directory", "5"]),
         ("etcd = 5", ["etcd"]),
         ("deployment = 'a/b'", ["deployment", "'a/b'"]),
     ],
@@ -103,6 +111,21 @@ def test_a_window_that_holds_less_than_two_blocks_is_too_small(load) -> None:
     with pytest.raises(ConfigError, match=rf"stream: window_bytes must be at least {least}"):
         load(f"[stream]\nwindow_bytes = {least - 1}")
     assert load(f"[stream]\nwindow_bytes = {least}").stream.producer_blocks(block_frames=8) == 2
+
+
+def test_journals(load) -> None:
+    assert (Config().journal.directory, Config().journal.durability) == ("", "write")
+    for durability in Durability:
+        config = load(f'[journal]\ndirectory = "/scratch/journals"\ndurability = "{durability}"\n')
+        assert (config.journal.directory, config.journal.durability) == ("/scratch/journals", durability)
+        assert load(config.to_toml()) == config
+
+
+def test_a_producer_that_is_gone_and_a_source_that_cannot_wait(load) -> None:
+    text = '[stream]\nabsent_seconds = 2.5\nspill_directory = "/nvme"\nspill_bytes = 1000\n'
+    stream = load(text).stream
+    assert (stream.absent_seconds, stream.spill_directory, stream.spill_bytes) == (2.5, "/nvme", 1000)
+    assert Config().stream.spill_directory == ""
 
 
 def test_detectors(load) -> None:

@@ -2,20 +2,23 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from mpistream.control.coordination import Change, Coordination
+from mpistream.control.coordination import Change, Coordination, Registration
+from mpistream.control.process_identity import this_process
 from mpistream.model.errors import CoordinationError, EtcdUnreachable
 from tests.etcd_server import EtcdServer
 from tests.unit.picture import Picture, until
@@ -118,7 +121,12 @@ def check_unreachable(endpoint: str) -> None:
             lambda: nowhere.put("key", 1),
             lambda: nowhere.create("key", 1),
             lambda: nowhere.replace("key", 1, 2),
+            lambda: nowhere.write_while("guard", 1, "key", 2),
+            lambda: nowhere.write_while("guard", 1, "key", 2, expected=3),
             lambda: nowhere.delete("key"),
+            lambda: nowhere.delete_if("key", 1),
+            lambda: nowhere.delete_prefix("key"),
+            lambda: nowhere.take_role("key", 1, LEASE_SECONDS, on_lost=list),
             lambda: nowhere.register("key", 1, LEASE_SECONDS),
             lambda: nowhere.watch("key", print),
         ]
@@ -261,6 +269,257 @@ def test_a_process_whose_key_another_one_has_taken_ends(
     assert killed == [(os.getpid(), signal.SIGTERM)]
     registration.close()
     assert etcd.get("producers/1") == {"pid": 8, "host": "edge"}
+
+
+# guarded writes
+
+
+GUARD = {"job": "job-1"}
+
+
+def test_a_guarded_write_makes_a_key_only_where_there_is_none(etcd: Coordination) -> None:
+    etcd.put("conductor", GUARD)
+    assert etcd.write_while("conductor", GUARD, "routing/1", {"version": 1})
+    assert not etcd.write_while("conductor", GUARD, "routing/1", {"version": 2})
+    assert etcd.get("routing/1") == {"version": 1}
+
+
+def test_a_guarded_write_replaces_only_what_is_expected(etcd: Coordination) -> None:
+    etcd.put("conductor", GUARD)
+    assert not etcd.write_while("conductor", GUARD, "state", "b", expected="a")
+    assert etcd.get("state") is None
+    etcd.put("state", {"y": 1, "x": 2})
+    assert not etcd.write_while("conductor", GUARD, "state", "b", expected={"y": 1})
+    assert etcd.write_while("conductor", GUARD, "state", None, expected={"x": 2, "y": 1})
+    assert etcd.write_while("conductor", GUARD, "state", "c", expected=None), "null is a value"
+    assert etcd.get("state") == "c"
+
+
+def test_without_its_guard_nothing_is_written(etcd: Coordination) -> None:
+    etcd.put("state", "a")
+    for guarding in (None, {"job": "job-2"}, [GUARD]):
+        if guarding is not None:
+            etcd.put("conductor", guarding)
+        assert not etcd.write_while("conductor", GUARD, "state", "b", expected="a")
+        assert not etcd.write_while("conductor", GUARD, "new", "b")
+    assert etcd.get_prefix("") == {"state": "a", "conductor": [GUARD]}
+
+
+def test_a_guard_goes_with_its_lease(server: EtcdServer, etcd: Coordination) -> None:
+    role = etcd.take_role("conductor", GUARD, LEASE_SECONDS, on_lost=list)
+    assert role is not None
+    assert etcd.write_while("conductor", role.value, "state", 1)
+    role.close()
+    assert not etcd.write_while("conductor", role.value, "state", 2, expected=1)
+
+
+def test_a_key_is_deleted_only_where_the_expected_value_stands(etcd: Coordination) -> None:
+    assert not etcd.delete_if("key", 1)
+    etcd.put("key", {"a": 1, "b": 2})
+    assert not etcd.delete_if("key", {"a": 1})
+    assert etcd.delete_if("key", {"b": 2, "a": 1})
+    assert etcd.get("key") is None
+
+
+def test_everything_below_a_prefix_is_deleted(etcd: Coordination) -> None:
+    for key in ("shares/a", "shares/b", "share"):
+        etcd.put(key, key)
+    etcd.delete_prefix("shares/")
+    assert etcd.get_prefix("") == {"share": "share"}
+
+
+# roles
+
+
+@contextmanager
+def holder(server: EtcdServer, prefix: str, action: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process, which does ``action`` in etcd and then waits."""
+    code = (
+        "import sys, time\n"
+        "from mpistream.control.coordination import Coordination\n"
+        "from mpistream.control.process_identity import this_process\n"
+        "etcd = Coordination([sys.argv[1]], sys.argv[2], 5.0)\n"
+        "value = {'pid': 7, 'host': 'edge', 'process': this_process()}\n"
+        f"held = etcd.{action}\n"
+        "print('held' if held else 'refused', flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, server.endpoint, prefix]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+TAKE_CONDUCTOR = "take_role('conductor', value, 30, on_lost=list)"
+
+
+def mine(**more: object) -> dict[str, object]:
+    return {"pid": os.getpid(), "host": "edge", "process": this_process(), **more}
+
+
+def test_a_role_is_taken_by_one(server: EtcdServer, etcd: Coordination) -> None:
+    with holder(server, etcd.prefix, TAKE_CONDUCTOR):
+        started = time.monotonic()
+        assert etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=list) is None
+        assert time.monotonic() - started < 1, "nobody waits for a role"
+        assert etcd.get("conductor")["pid"] == 7
+
+
+def test_a_role_that_nobody_takes_leaves_no_thread(etcd: Coordination) -> None:
+    etcd.put("conductor", "somebody")
+    threads = threading.active_count()
+    for _ in range(5):
+        assert etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=list) is None
+    until(lambda: threading.active_count() <= threads + 1)
+
+
+def test_the_role_of_a_process_that_was_killed_is_taken_over_at_once(server: EtcdServer, etcd: Coordination) -> None:
+    """Long before its lease runs out."""
+    with holder(server, etcd.prefix, TAKE_CONDUCTOR) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=5)
+        started = time.monotonic()
+        role = etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=list)
+        assert time.monotonic() - started < 1
+        assert role is not None
+        assert etcd.get("conductor") == mine() == role.value
+        role.close()
+        assert etcd.get("conductor") is None
+
+
+def test_the_role_of_a_process_that_was_stopped_is_taken_when_its_lease_has_run_out(
+    server: EtcdServer, etcd: Coordination
+) -> None:
+    action = f"take_role('conductor', value, {LEASE_SECONDS}, on_lost=lambda: print('lost', flush=True))"
+    with holder(server, etcd.prefix, action) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=list) is None
+        roles: list[Registration] = []
+
+        def take() -> bool:
+            role = etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=list)
+            roles.extend([role] if role else [])
+            return bool(roles)
+
+        until(take, seconds=LEASE_SECONDS + 3)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "lost\n", "it notices when it goes on"
+        assert etcd.get("conductor") == mine()
+        roles[0].close()
+
+
+def test_a_role_that_was_lost_to_another_process_is_told_once(server: EtcdServer, etcd: Coordination) -> None:
+    lost: list[str] = []
+    role = etcd.take_role(
+        "conductor", mine(), LEASE_SECONDS, on_lost=lambda: lost.append(threading.current_thread().name)
+    )
+    assert role is not None
+    revoke_lease(server, etcd, "conductor")
+    etcd.put("conductor", {"pid": 8, "process": "another machine's"})
+    until(lambda: lost, seconds=LEASE_SECONDS + 3)
+    time.sleep(LEASE_SECONDS)
+    assert lost == ["lease conductor"]
+    role.close()
+    assert etcd.get("conductor") == {"pid": 8, "process": "another machine's"}
+
+
+def test_a_role_whose_lease_ran_out_and_that_nobody_took_is_kept(server: EtcdServer, etcd: Coordination) -> None:
+    lost: list[int] = []
+    role = etcd.take_role("conductor", mine(), LEASE_SECONDS, on_lost=lambda: lost.append(1))
+    assert role is not None
+    revoke_lease(server, etcd, "conductor")
+    until(lambda: etcd.get("conductor") == mine(), seconds=LEASE_SECONDS + 3)
+    time.sleep(LEASE_SECONDS + 1)
+    assert (lost, etcd.get("conductor")) == ([], mine())
+    role.close()
+
+
+# registrations of processes that are known to be dead, or that change
+
+
+def test_the_key_of_a_process_that_was_killed_is_taken_over_at_once(server: EtcdServer, etcd: Coordination) -> None:
+    with holder(server, etcd.prefix, "register('producers/1', value, 30)") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=5)
+        started = time.monotonic()
+        successor = etcd.register("producers/1", mine(), LEASE_SECONDS)
+        assert time.monotonic() - started < 1
+        assert etcd.get("producers/1") == mine()
+        time.sleep(1.5 * LEASE_SECONDS)
+        assert etcd.get("producers/1") == mine(), "the old lease no longer holds the key"
+        successor.close()
+
+
+def test_a_registration_is_updated(etcd: Coordination) -> None:
+    registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
+    registration.update(mine(table=3))
+    assert etcd.get("producers/1") == mine(table=3) == registration.value
+    time.sleep(1.5 * LEASE_SECONDS)
+    assert etcd.get("producers/1") == mine(table=3)
+    registration.close()
+    assert etcd.get("producers/1") is None
+
+
+def test_an_update_outlives_a_lost_lease(server: EtcdServer, etcd: Coordination) -> None:
+    registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
+    registration.update(mine(table=3))
+    revoke_lease(server, etcd, "producers/1")
+    until(lambda: etcd.get("producers/1") == mine(table=3), seconds=LEASE_SECONDS + 3)
+    registration.update(mine(table=4))
+    assert etcd.get("producers/1") == mine(table=4)
+    registration.close()
+
+
+def test_an_update_outlives_etcd_and_its_data(tmp_path: Path) -> None:
+    with EtcdServer(tmp_path) as server, server.connect(timeout_seconds=1.0) as etcd:
+        registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
+        server.kill()
+        with pytest.raises(EtcdUnreachable):
+            registration.update(mine(table=3))
+        shutil.rmtree(tmp_path / "data")
+        server.start()
+        until(lambda: answers(etcd) and etcd.get("producers/1") == mine(table=3), seconds=20)
+        registration.close()
+
+
+def test_an_update_that_etcd_did_not_take_is_written_later(etcd: Coordination) -> None:
+    """Though the lease has never run out."""
+    registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
+    put = registration._coordination.put
+
+    def refuse(*arguments: Any) -> None:
+        registration._coordination.put = put  # type: ignore[method-assign]
+        raise EtcdUnreachable("no etcd reachable")
+
+    registration._coordination.put = refuse  # type: ignore[method-assign]
+    with pytest.raises(EtcdUnreachable):
+        registration.update(mine(table=3))
+    until(lambda: etcd.get("producers/1") == mine(table=3), seconds=LEASE_SECONDS + 2)
+    registration.close()
+
+
+def test_an_update_does_not_take_the_key_from_another_process(
+    server: EtcdServer, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was stopped for longer than its lease, and goes on."""
+    monkeypatch.setattr(os, "kill", lambda *arguments: None)
+    registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
+    revoke_lease(server, etcd, "producers/1")
+    other = {"pid": 8, "host": "edge", "process": "another machine's", "table": 9}
+    etcd.put("producers/1", other)
+    deadline = time.monotonic() + LEASE_SECONDS + 1
+    while time.monotonic() < deadline:
+        with suppress(EtcdUnreachable):
+            registration.update(mine(table=5))
+        assert etcd.get("producers/1") == other
+        time.sleep(0.05)
+    registration.close()
+    assert etcd.get("producers/1") == other
 
 
 # watches

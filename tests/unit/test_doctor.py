@@ -73,7 +73,10 @@ def test_missing_programs_are_named_with_what_installs_them(tmp_path: Path) -> N
 
 def test_a_configuration_is_checked_and_its_etcd_tried(tmp_path: Path) -> None:
     path = tmp_path / "mpistream.toml"
-    path.write_text("[etcd]\nendpoints = ['127.0.0.1:1']\ntimeout_seconds = 0.5\n[network]\nhost = '192.0.2.1'\n")
+    path.write_text(
+        "[etcd]\nendpoints = ['127.0.0.1:1']\ntimeout_seconds = 0.5\n[network]\nhost = '192.0.2.1'\n"
+        f"[journal]\ndirectory = '/not/there'\n[stream]\nspill_directory = '{tmp_path}'\n"
+    )
     status, output = run_doctor("--config", path, "--json", PATH=str(tmp_path))
     found = checks(output)
     assert status == 1
@@ -81,6 +84,8 @@ def test_a_configuration_is_checked_and_its_etcd_tried(tmp_path: Path) -> None:
     assert "no etcd reachable at 127.0.0.1:1" in found["configured etcd"]["detail"]
     assert "cannot bind a port on 192.0.2.1" in found["ZeroMQ"]["detail"]
     assert not found["etcd"]["necessary"]
+    assert "cannot write to /not/there: No such file" in found["journals"]["detail"]
+    assert found["spill"]["ok"]
     path.write_text("[etcd]\nport = 3\n")
     finding = next(finding for finding in doctor.examine(path) if finding.name == "configuration")
     assert "unknown key 'port' in [etcd]" in finding.detail

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mpistream.model.errors import ProtocolError
 from mpistream.model.geometry import ALL_SECTORS, FRAME_SHAPE, RECORD_BYTES, SECTORS
-from mpistream.model.protocol import BlockHeader, Encoding, blocks_digest
+from mpistream.model.protocol import BlockHeader, Encoding
 from mpistream.model.scan import ScanRecord
 from mpistream.reduction.electron_counting import ElectronCounter
 from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
@@ -82,31 +82,109 @@ def test_whatever_is_there_is_counted(present: tuple[int, ...]) -> None:
     assert block.scan_position.tolist() == there
     missing = [sum((~mask >> bit & 1) << sector for sector, mask in enumerate(present)) for bit in there]
     assert block.missing_sectors.tolist() == missing
-    assert assembly.digests == tuple(blocks_digest(sector, [BLOCK], [mask]) for sector, mask in enumerate(present))
+    assert [header.frames_present for header in block.headers] == list(present)
     check_counts(block)
 
 
 def test_a_block_of_empty_messages_is_complete_and_has_no_frames(assembly: FrameAssembly) -> None:
     block = add_all(assembly, messages_of((0, 0, 0, 0)))
     assert len(block.frame_number) == len(block.sector_addresses) == block.raw_bytes == 0
-    assert assembly.is_complete(BLOCK)
-    assert not assembly.is_complete(BLOCK + 1)
-    assert assembly.digests == tuple(blocks_digest(sector, [BLOCK], [0]) for sector in range(SECTORS))
+    assert [header.sector for header in block.headers] == list(range(SECTORS))
     check_counts(block)
 
 
-def test_a_sector_that_comes_twice_is_dropped_the_second_time(assembly: FrameAssembly) -> None:
+def test_a_sector_that_comes_twice_counts_once(assembly: FrameAssembly) -> None:
     first, *others = messages_of((0b1111, 0b0011, 0b1111, 0b1111))
     assert assembly.add(*first) is None
     assert assembly.add(*first) is None
-    assert assembly.counters.sectors_duplicate == 4
+    assert (assembly.blocks_repeated, assembly.blocks_partial) == (1, 1)
     block = add_all(assembly, others)
-    digests = assembly.digests
+    assert block.raw_bytes == 14 * RECORD_BYTES
     assert assembly.add(*others[0]) is None
-    assert assembly.counters.sectors_duplicate == 6
-    assert assembly.is_complete(1)
-    assert assembly.digests == digests
+    assert (assembly.blocks_repeated, assembly.blocks_partial) == (2, 0)
     check_counts(block)
+
+
+@pytest.mark.parametrize("fuller_first", [True, False])
+def test_of_two_messages_of_a_sector_the_fuller_one_counts(assembly: FrameAssembly, fuller_first: bool) -> None:
+    """A live source that was restarted sends blocks again as empty ones."""
+    _, *others = messages_of()
+    full, empty = block_message(RECORD, BLOCK, 0), block_message(RECORD, BLOCK, 0, 0, producer_incarnation=2000)
+    for message in (full, empty) if fuller_first else (empty, full):
+        assert assembly.add(*message) is None
+    block = add_all(assembly, others)
+    assert assembly.blocks_repeated == 1
+    assert block.headers[0] == full[0]
+    assert not block.missing_sectors.any()
+    check_counts(block)
+
+
+def test_of_two_equally_full_messages_the_first_one_counts(assembly: FrameAssembly) -> None:
+    _, *others = messages_of()
+    for incarnation in (1, 2):
+        assembly.add(*block_message(RECORD, BLOCK, 0, 0b0101, producer_incarnation=incarnation))
+    block = add_all(assembly, others)
+    assert block.headers[0].producer_incarnation == 1
+    assert block.missing_sectors.tolist() == [0, 1, 0, 1]
+
+
+def test_a_sector_that_is_cut_is_waited_for_no_more(assembly: FrameAssembly) -> None:
+    """What has come of it is kept, and what still comes before the others."""
+    one, two = ([block_message(RECORD, block, sector) for sector in range(SECTORS)] for block in (BLOCK, BLOCK + 1))
+    for message in one[:3]:
+        assert assembly.add(*message) is None
+    assert assembly.add(*two[0]) is None
+    (block,) = assembly.cut([3])
+    assert block.block == BLOCK
+    assert [header.sector for header in block.headers] == [0, 1, 2]
+    assert block.missing_sectors.tolist() == [0b1000] * 4
+    assert assembly.blocks_partial == 1
+    check_counts(block)
+    assert list(assembly.cut([3])) == []
+    assert assembly.add(*two[3]) is None
+    assert assembly.add(*two[1]) is None
+    whole = assembly.add(*two[2])
+    assert whole is not None
+    assert not whole.missing_sectors.any()
+    assert assembly.add(*one[3]) is None
+    assert assembly.blocks_repeated == 1, "its block is complete without it"
+
+
+def test_after_the_last_cut_every_block_is_there_as_it_is(assembly: FrameAssembly) -> None:
+    assembly.add(*block_message(RECORD, BLOCK + 1, 2))
+    assembly.add(*block_message(RECORD, BLOCK, 1, 0b0001))
+    assert list(assembly.cut([0, 1])) == []
+    blocks = [*assembly.cut([2]), *assembly.flush()]
+    assert [block.block for block in blocks] == [BLOCK, BLOCK + 1]
+    assert [block.missing_sectors.tolist() for block in blocks] == [[0b1101], [0b1011] * 4]
+    assert assembly.blocks_partial == 0
+
+
+def test_a_flush_gives_all_that_is_there(assembly: FrameAssembly) -> None:
+    assert list(assembly.flush()) == []
+    other = FrameAssembly(RECORD)
+    other.add(*block_message(RECORD, BLOCK + 1, 0))
+    assert [block.block for block in other.flush()] == [BLOCK + 1]
+    assert list(other.flush()) == []
+
+
+def test_blocks_of_other_ranks_are_forgotten_and_wanted_whole_should_they_come_back(assembly: FrameAssembly) -> None:
+    for block in (BLOCK, BLOCK + 1):
+        for sector in (0, 1):
+            assembly.add(*block_message(RECORD, block, sector))
+    assembly.forget_partial(lambda block: block == BLOCK)
+    assert assembly.blocks_partial == 1
+    messages = [block_message(RECORD, BLOCK + 1, sector) for sector in range(SECTORS)]
+    check_counts(add_all(assembly, [*messages[2:], *messages[:2]]))
+    assert assembly.blocks_repeated == 0
+    check_counts(add_all(assembly, messages_of()[2:]))
+
+
+def test_a_complete_block_is_not_forgotten(assembly: FrameAssembly) -> None:
+    add_all(assembly, messages_of())
+    assembly.forget_partial(lambda block: False)
+    assert [assembly.add(*message) for message in messages_of()] == [None] * SECTORS
+    assert assembly.blocks_repeated == SECTORS
 
 
 @pytest.mark.parametrize(
@@ -125,7 +203,7 @@ def test_a_sector_that_comes_twice_is_dropped_the_second_time(assembly: FrameAss
 )
 def test_a_record_with_an_impossible_header_counts_as_missing(assembly: FrameAssembly, wrong: dict[str, int]) -> None:
     block = add_all(assembly, messages_of(bad={6: {2: wrong}}))
-    assert assembly.counters.sectors_rejected == 1
+    assert block.frames_rejected == (0, 0, 0b0100, 0)
     assert block.frame_number.tolist() == [4, 5, 6, 7]
     assert block.scan_position.tolist() == [0, 1, 2, 3]
     assert block.missing_sectors.tolist() == [0, 0, 0b0100, 0]
@@ -134,14 +212,14 @@ def test_a_record_with_an_impossible_header_counts_as_missing(assembly: FrameAss
 
 def test_a_frame_of_which_no_record_is_good_is_not_there(assembly: FrameAssembly) -> None:
     block = add_all(assembly, messages_of(bad={5: {sector: {"y": 7} for sector in range(SECTORS)}}))
-    assert assembly.counters.sectors_rejected == SECTORS
+    assert block.frames_rejected == (0b0010,) * SECTORS
     assert block.frame_number.tolist() == [4, 6, 7]
     check_counts(block)
 
 
 def test_a_sector_that_disagrees_about_the_position_is_rejected(assembly: FrameAssembly) -> None:
     block = add_all(assembly, messages_of(bad={6: {2: {"x": 3, "y": 1}}}))
-    assert assembly.counters.sectors_rejected == 1
+    assert block.frames_rejected == (0, 0, 0b0100, 0)
     assert block.scan_position.tolist() == [0, 1, 2, 3]
     assert block.missing_sectors.tolist() == [0, 0, 0b0100, 0]
     check_counts(block)
@@ -150,9 +228,18 @@ def test_a_sector_that_disagrees_about_the_position_is_rejected(assembly: FrameA
 def test_a_position_is_compared_only_with_good_records(assembly: FrameAssembly) -> None:
     """A bad first sector does not decide where the frame lies."""
     block = add_all(assembly, messages_of(bad={4: {0: {"frame_number": 99, "x": 3, "y": 1}}}))
-    assert assembly.counters.sectors_rejected == 1
+    assert block.frames_rejected == (0b0001, 0, 0, 0)
     assert block.scan_position.tolist() == [0, 1, 2, 3]
     assert block.missing_sectors.tolist() == [0b0001, 0, 0, 0]
+
+
+def test_the_bit_maps_of_rejected_records_are_those_of_their_frames(assembly: FrameAssembly) -> None:
+    """Not of their places among the records that came."""
+    bad = {7: {1: {"rows": 9}}, 5: {1: {"y": 9}, 3: {"x": 9}}}
+    block = add_all(assembly, messages_of((0b1111, 0b1010, 0, 0b0010), bad=bad))
+    assert block.frames_rejected == (0, 0b1010, 0, 0b0010)
+    assert block.missing_sectors.tolist() == [0b1110] * 4
+    check_counts(block)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +260,7 @@ def test_a_message_that_contradicts_the_scan_is_refused_and_leaves_no_trace(
     with pytest.raises(ProtocolError):
         assembly.add(*message)
     check_counts(add_all(assembly, messages_of()))
-    assert assembly.counters.sectors_duplicate == 0
+    assert assembly.blocks_repeated == 0
 
 
 def test_frames_outside_the_scan_are_no_frames_of_it() -> None:
@@ -186,6 +273,7 @@ def test_frames_outside_the_scan_are_no_frames_of_it() -> None:
     ]
     block = add_all(assembly, messages)
     assert block.frame_number.tolist() == [5, 6]
+    assert block.frames_rejected == (0b1001,) * SECTORS
 
 
 def test_the_addresses_point_into_the_buffers_that_came(assembly: FrameAssembly) -> None:

@@ -1,13 +1,21 @@
+import errno
 import os
 
 import h5py
 import numpy as np
 import pytest
 
-from mpistream.model.errors import StorageError
+from mpistream.model.errors import NoRoomError, StorageError
 from mpistream.storage import placement
 from mpistream.storage.disk_file import DiskFile, hdf5_on_disk
-from mpistream.storage.placement import check_target, partial_path, publish, readable_bytes
+from mpistream.storage.placement import (
+    check_target,
+    partial_path,
+    publish,
+    readable_bytes,
+    remove_partials,
+    storage_error,
+)
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def test_a_dangling_link_counts_as_existing(partial, target):
 
 def test_space_is_checked(target):
     check_target(target, False, 1)
-    with pytest.raises(StorageError, match=r"needs 1000000.0 TB, .* is free in") as caught:
+    with pytest.raises(NoRoomError, match=r"needs 1000000.0 TB, .* is free in") as caught:
         check_target(target, False, 10**18)
     assert "free space" in caught.value.remedy
     with pytest.raises(StorageError, match="does not exist") as caught:
@@ -111,3 +119,60 @@ def test_a_dataset_that_has_its_name_is_not_called_lost(partial, target, monkeyp
     monkeypatch.setattr(placement, "flush_to_disk", lambda path: fail(path) if path.is_dir() else None)
     assert publish(partial, target, overwrite) == 3
     assert os.listdir(target.parent) == ["scan.h5"]
+
+
+def test_a_file_that_has_its_name_already_is_published(partial, target):
+    """A crash, or a network file system that repeats a request, leaves both names."""
+    os.link(partial, target)
+    assert publish(partial, target, overwrite=False) == 3
+    assert os.listdir(target.parent) == ["scan.h5"]
+    os.link(target, partial)
+    assert publish(partial, target, overwrite=True) == 3
+    assert os.listdir(target.parent) == ["scan.h5"]
+
+
+def test_a_symbolic_link_to_the_partial_file_is_not_the_dataset(partial, target):
+    target.symlink_to(partial)
+    with pytest.raises(StorageError, match="exists"):
+        publish(partial, target, overwrite=False)
+    assert partial.read_text() == "new"
+
+
+def test_without_hard_links_a_rename_gives_the_name(partial, target, monkeypatch):
+    def refuse(source, link):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    target.write_text("old")
+    with pytest.raises(StorageError, match="exists"):
+        publish(partial, target, overwrite=False)
+    target.unlink()
+    assert publish(partial, target, overwrite=False) == 3
+    assert os.listdir(target.parent) == ["scan.h5"]
+
+
+def test_whatever_is_left_of_a_scan_goes(target):
+    mine = [partial_path(target, tag) for tag in ("ab12", "ab12.1", "ab12.17")]
+    others = [partial_path(target, "cd34.1"), target, target.with_name("other.h5.partial.ab12.1")]
+    for path in (*mine, *others):
+        path.touch()
+    remove_partials(target, "ab12")
+    assert set(target.parent.iterdir()) == set(others)
+    remove_partials(target.parent / "missing" / "scan.h5", "ab12")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), NoRoomError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), NoRoomError),
+        (OSError("Can't write data (errno = 28, error message = 'No space left on device')"), NoRoomError),
+        (OSError("MPI_ERR_NO_SPACE: no space left"), NoRoomError),
+        (OSError(errno.EIO, "Input/output error"), StorageError),
+    ],
+)
+def test_a_full_disk_is_told_apart(error, kind):
+    told = storage_error("it cannot be written", error, "free space")
+    assert type(told) is kind
+    assert told.message.startswith("it cannot be written: ")
+    assert told.remedy == "free space"

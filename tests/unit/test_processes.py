@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpistream.launch.processes import Child, kill_pid, last_words, start_child
+from mpistream.launch.processes import Child, end_marked, has_ended, last_words, session_members, start_child
 from mpistream.model.errors import MpistreamError, ScanFailed
 
 
@@ -143,21 +143,41 @@ def test_a_child_dies_with_its_parent(tmp_path: Path, how: signal.Signals) -> No
         wait_until(lambda: not is_alive(child))
 
 
-def test_kill_pid_waits_first_and_then_kills() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "mpistream"]) as stubborn:
-        started = time.monotonic()
-        kill_pid(stubborn.pid, patience_seconds=0.2)
-        assert time.monotonic() - started >= 0.2
-        assert stubborn.wait(timeout=5) == -signal.SIGKILL
+def test_what_an_ended_child_has_left_in_its_session_is_ended(start) -> None:
+    """Also what has a process group of its own."""
+    child = start(
+        "import subprocess\n"
+        "processes = [subprocess.Popen(['sleep', '60'], process_group=group) for group in (None, 0)]\n"
+        "print(*(process.pid for process in processes))"
+    )
+    wait_until(lambda: not child.is_running)
+    left = sorted(map(int, child.log.read_text().split()))
+    assert sorted(session_members(child.pid)) == left
+    assert not child.session_is_gone()
+    wait_until(child.session_is_gone)
+    assert all(map(has_ended, left))
+    assert "worker-3 exited with 0" in child.how_it_ended()
+
+
+MARKED = "import signal, time; signal.signal(signal.SIGTERM, {}); print('ready', flush=True); time.sleep(60)"
+
+
+def test_processes_are_known_by_their_mark(start, tmp_path: Path) -> None:
+    """By request, then by force; whatever they have started, too. Others are left alone."""
+    mark = {"THE_MARK": str(tmp_path)}
+    code = f"import subprocess; subprocess.Popen(['sleep', '60']); {MARKED}"
+    willing = start(code.format("signal.SIG_DFL"), **mark)
+    unwilling = start(MARKED.format("signal.SIG_IGN"), **mark)
+    stopped = start(MARKED.format("signal.SIG_DFL"), **mark)
+    other = start(MARKED.format("signal.SIG_DFL"), THE_MARK=f"{tmp_path}-2")
+    wait_until(lambda: willing.log.read_text().count("ready") == 4)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    (grandchild,) = set(session_members(willing.pid)) - {willing.pid}
+    end_marked(f"THE_MARK={tmp_path}", patience_seconds=0.5)
+    assert [child.is_running for child in (willing, unwilling, stopped, other)] == [False, False, False, True]
+    assert has_ended(grandchild)
+    assert "SIGTERM" in willing.how_it_ended()
+    assert "SIGKILL" in unwilling.how_it_ended()
     started = time.monotonic()
-    kill_pid(stubborn.pid, patience_seconds=10)
+    end_marked(f"THE_MARK={tmp_path}", patience_seconds=10)
     assert time.monotonic() - started < 5
-
-
-def test_kill_pid_leaves_other_programs_alone() -> None:
-    """The number of a process that has ended may be given to any other."""
-    with subprocess.Popen(["sleep", "60"]) as stranger:
-        kill_pid(stranger.pid, patience_seconds=0.1)
-        time.sleep(0.1)
-        assert stranger.poll() is None
-        stranger.kill()

@@ -17,7 +17,10 @@ from mpistream.model.protocol import (
     BlockHeader,
     Encoding,
     Hello,
+    Want,
     blocks_digest,
+    producer_of_answer,
+    unpack_answer,
 )
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -34,6 +37,7 @@ def block_headers(draw: st.DrawFn) -> BlockHeader:
         frames,
         draw(u32),
         draw(u32),
+        draw(u32),
         draw(uids),
         draw(u64),
         draw(u64),
@@ -42,8 +46,9 @@ def block_headers(draw: st.DrawFn) -> BlockHeader:
     )
 
 
-HEADER = BlockHeader(Encoding.RECORDS_ROWS, 2, 8, 3, 1, bytes(range(16)), 5, 1000, 0b10110001, 4 * RECORD_BYTES)
+HEADER = BlockHeader(Encoding.RECORDS_ROWS, 2, 8, 3, 7, 1, bytes(range(16)), 5, 1000, 0b10110001, 4 * RECORD_BYTES)
 ACK = Ack(2, bytes(range(16)), 5, 6, (7, 8, 9))
+WANT = Want(2, bytes(range(16)), 6)
 
 
 @given(block_headers())
@@ -56,7 +61,14 @@ def test_a_block_header_arrives_as_it_was_sent(header: BlockHeader) -> None:
 
 @given(st.builds(Ack, u32, uids, u64, u64, st.lists(u64, max_size=100).map(tuple)))
 def test_an_acknowledgement_arrives_as_it_was_sent(ack: Ack) -> None:
-    assert Ack.unpack(ack.pack()) == ack
+    assert Ack.unpack(ack.pack()) == unpack_answer(ack.pack()) == ack
+    assert producer_of_answer(ack.pack()) == ack.producer_id
+
+
+@given(st.builds(Want, u32, uids, u64))
+def test_a_request_arrives_as_it_was_sent(want: Want) -> None:
+    assert Want.unpack(want.pack()) == unpack_answer(want.pack()) == want
+    assert producer_of_answer(want.pack()) == want.producer_id
 
 
 @given(st.none() | st.integers(0, 2**32 - 2))
@@ -78,22 +90,26 @@ def test_a_job_message_arrives_as_it_was_sent(kind: JobMessageKind, rank: int, f
     assert JobMessage.unpack(message.pack()) == message
 
 
-def test_the_bytes_of_version_1_stay_as_they_are() -> None:
+def test_the_bytes_of_version_2_stay_as_they_are() -> None:
     """Recorded: other bytes need another version number."""
     assert HEADER.pack() == bytes.fromhex(
-        "4d504953 0100 0100"  # MPIS, version, kind
-        "05 02 0800 03000000 01000000"  # encoding, sector, block frames, routing version, producer id
+        "4d504953 0200 0100"  # MPIS, version, kind
+        "05 02 0800 03000000 07000000 01000000"  # encoding, sector, block frames, table, destination, producer
         "000102030405060708090a0b0c0d0e0f"  # scan uid
         "0500000000000000 e803000000000000"  # producer incarnation, block
         "b100000000000000 40200a0000000000"  # frames present, payload bytes
     )
     assert ACK.pack() == bytes.fromhex(
-        "4d504953 0100 0200"
+        "4d504953 0200 0200"
         "02000000 000102030405060708090a0b0c0d0e0f"  # producer id, scan uid
         "0500000000000000 0600000000000000 03000000"  # incarnations of producer and rank, number of blocks
         "0700000000000000 0800000000000000 0900000000000000"
     )
-    assert Hello(None).pack() == bytes.fromhex("4d504953 0100 0300 ffffffff")
+    assert WANT.pack() == bytes.fromhex(
+        "4d504953 0200 0400"
+        "02000000 000102030405060708090a0b0c0d0e0f 0600000000000000"  # producer id, scan uid, incarnation of the rank
+    )
+    assert Hello(None).pack() == bytes.fromhex("4d504953 0200 0300 ffffffff")
 
 
 def test_the_first_frame_and_the_layout_follow_from_the_header() -> None:
@@ -113,11 +129,11 @@ def changed(offset: int, format: str, value: object) -> bytes:
         (b"", "0 bytes"),
         (b"MPIS\x01", "5 bytes"),
         (changed(0, "4s", b"HTTP"), "b'HTTP'"),
-        (changed(4, "<H", 2), "protocol version 2"),
+        (changed(4, "<H", 1), "protocol version 1"),
         (changed(6, "<H", 2), "kind 2 where BLOCK"),
         (changed(6, "<H", 99), "kind 99 where BLOCK"),
-        (HEADER.pack()[:-1], "header of 67 bytes; it has 68"),
-        (HEADER.pack() + b"\0", "header of 69 bytes; it has 68"),
+        (HEADER.pack()[:-1], "header of 71 bytes; it has 72"),
+        (HEADER.pack() + b"\0", "header of 73 bytes; it has 72"),
         (changed(8, "B", 6), "encoding 6"),
         (changed(9, "B", 4), "sector 4"),
         (changed(10, "<H", 0), "0 frames"),
@@ -134,7 +150,7 @@ def test_a_malformed_block_header_is_refused(message: bytes, complaint: str) -> 
 
 def test_another_version_is_refused_with_a_remedy() -> None:
     with pytest.raises(ProtocolError) as caught:
-        BlockHeader.unpack(changed(4, "<H", 2))
+        BlockHeader.unpack(changed(4, "<H", 1))
     assert "same mpistream release" in caught.value.remedy
 
 
@@ -149,14 +165,27 @@ def test_an_acknowledgement_with_bytes_left_over_is_refused() -> None:
         Ack.unpack(ACK.pack() + bytes(8))
 
 
+@pytest.mark.parametrize("unpack", [Want.unpack, unpack_answer])
+@pytest.mark.parametrize("message", [b"", WANT.pack()[:-1], WANT.pack() + b"\0", WANT.pack()[:8], HEADER.pack()])
+def test_a_malformed_request_is_refused(unpack, message: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        unpack(message)
+
+
+@pytest.mark.parametrize("message", [b"", ACK.pack()[:11], HEADER.pack(), Hello(1).pack(), b"HTTP" + ACK.pack()[4:]])
+def test_what_is_no_answer_is_for_no_producer(message: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        producer_of_answer(message)
+
+
 @pytest.mark.parametrize("message", [b"", Hello(1).pack()[:-1], Hello(1).pack() + b"\0", HEADER.pack(), ACK.pack()])
 def test_a_malformed_greeting_is_refused(message: bytes) -> None:
     with pytest.raises(ProtocolError):
         Hello.unpack(message)
 
 
-@pytest.mark.parametrize("unpack", [BlockHeader.unpack, Ack.unpack, Hello.unpack])
-@given(message=st.binary(max_size=200) | st.binary(max_size=100).map(lambda rest: b"MPIS\x01\x00" + rest))
+@pytest.mark.parametrize("unpack", [BlockHeader.unpack, Ack.unpack, Want.unpack, unpack_answer, Hello.unpack])
+@given(message=st.binary(max_size=200) | st.binary(max_size=100).map(lambda rest: b"MPIS\x02\x00" + rest))
 def test_garbage_is_refused_or_understood_but_never_breaks(unpack, message: bytes) -> None:
     try:
         understood = unpack(message)
@@ -230,5 +259,5 @@ def test_the_digest_tells_an_empty_block_from_none() -> None:
 
 
 def test_the_protocol_version_is_named_in_its_error() -> None:
-    with pytest.raises(ProtocolError, match=re.escape("this process speaks version 1")):
+    with pytest.raises(ProtocolError, match=re.escape("this process speaks version 2")):
         Ack.unpack(b"MPIS\x07\x00\x02\x00")

@@ -223,7 +223,7 @@ def test_missing_attributes(copy):
 
 def test_reading_needs_no_mpi(path):
     program = (
-        "import sys; from mpistream.storage import reader, export, picture\n"
+        "import sys; from mpistream.storage import reader, export, picture, verify, recovery, journal\n"
         f"with reader.open_dataset({str(path)!r}) as dataset: dataset.virtual_image(0, 100)\n"
         "print([name for name in sys.modules if name in ('mpi4py', 'matplotlib', 'stempy')])"
     )

@@ -12,12 +12,14 @@ uids = st.binary(min_size=16, max_size=16)
 blocks = st.integers(0, 2**63)
 
 
-def table(ranks: int, version: int = 1) -> RoutingTable:
+def table(ranks: int, version: int = 1, conducting: str = "job-1") -> RoutingTable:
     return RoutingTable(
         version,
-        "node-17",
+        conducting,
         tuple(
-            RankEndpoints(rank, rank // 2, "node", 100 + rank, 5, f"tcp://a:{rank}", f"tcp://b:{rank}")
+            RankEndpoints(
+                rank, 0, "node", 100 + rank, 1000 + rank, f"tcp://a:{rank}", f"tcp://b:{rank}", f"job-{rank % 3}"
+            )
             for rank in range(ranks)
         ),
     )
@@ -39,12 +41,18 @@ def test_consecutive_blocks_go_round_all_ranks(uid: bytes, first: int, ranks: in
 
 
 @settings(max_examples=40)
-@given(uids, blocks, st.integers(0, 100), st.integers(1, 40))
-def test_the_blocks_of_a_rank_are_those_that_are_routed_to_it(uid: bytes, first: int, count: int, ranks: int) -> None:
-    whole, routing = range(first, first + count), table(ranks)
-    for rank in range(ranks):
-        wanted = [block for block in whole if routing.rank_of(uid, block) == rank]
-        assert list(routing.blocks_of(rank, uid, whole)) == wanted
+@given(uids, blocks, st.integers(2, 40))
+def test_a_sample_goes_round_the_ranks_of_the_conducting_job(uid: bytes, first: int, ranks: int) -> None:
+    routing = table(ranks)
+    own = [index for index in range(ranks) if routing.ranks[index].job == "job-1"]
+    loads = Counter(routing.rank_of(uid, block, in_sample=True) for block in range(first, first + 2 * len(own)))
+    assert loads == dict.fromkeys(own, 2)
+
+
+def test_a_table_names_its_jobs_and_whose_acknowledgements_count() -> None:
+    assert table(2).jobs == {"job-0", "job-1"}
+    assert table(3).incarnations == {1000, 1001, 1002}
+    assert table(0).jobs == table(0).incarnations == frozenset()
 
 
 def test_scans_of_one_block_do_not_all_go_to_the_same_rank() -> None:

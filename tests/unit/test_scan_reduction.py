@@ -1,4 +1,4 @@
-"""One scan on one rank: held until the thresholds are known, counted and acknowledged once."""
+"""One scan on one rank: held until the thresholds are known, counted once."""
 
 import time
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpistream.model.counted_block import CountedBlock
 from mpistream.model.errors import CalibrationError, ReferenceImageError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
@@ -34,39 +35,73 @@ def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = No
     return assembled
 
 
-def prepared(record: ScanRecord) -> ScanReduction:
-    return ScanReduction.prepare(record, len(record.block_range), VirtualDetectors())
+def prepared(record: ScanRecord, detectors: VirtualDetectors | None = None) -> ScanReduction:
+    return ScanReduction.prepare(record, detectors or VirtualDetectors())
 
 
-def test_blocks_are_held_until_the_thresholds_are_known_and_acknowledged_once() -> None:
+def counted(scan: ScanReduction, block: int, present: Sequence[int] | None = None) -> CountedBlock:
+    """The block, assembled and counted with thresholds that are known."""
+    found = scan.count(assemble(scan, block, present))
+    assert found is not None
+    return found
+
+
+def test_blocks_are_held_until_the_thresholds_are_known_and_counted_once() -> None:
     record = scan_record()
     scan = prepared(record)
     blocks = [assemble(scan, block) for block in record.block_range]
-    assert scan.count(blocks[0]) == []
-    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (0, 0, False)
+    assert scan.count(blocks[0]) is None
+    assert (scan.blocks_held, scan.has_thresholds) == (1, False)
+    assert scan.diffraction_sum.shape == (576, 576)
+    assert not scan.diffraction_sum.any()
     assert scan.set_thresholds(THRESHOLDS) == [blocks[0]]
-    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (0, 0, False)
-    assert scan.count(blocks[0]) == [blocks[0]]
-    assert (scan.frames, scan.blocks_counted, scan.is_drained) == (4, 1, False)
-    assert scan.count(blocks[1]) == [blocks[1]]
-    assert scan.is_drained
+    assert (scan.blocks_held, scan.has_thresholds) == (0, True)
     assert scan.thresholds is THRESHOLDS
-    electrons = scan.electrons
-    assert scan.progress() == {
-        "frames": 8,
-        "electrons": electrons,
-        "blocks": 2,
-        "raw_bytes": 8 * SECTORS * RECORD_BYTES,
-    }
-    events, _ = scan.take_counted()
-    assert events.frame_number.tolist() == list(range(4, 12))
-    assert events.scan_position.tolist() == list(range(8))
-    events.validate(positions=8)
-    expected = [count_frame(camera_frame(number), BACKGROUND, XRAY) for number in range(4, 12)]
-    np.testing.assert_array_equal(events.indices, np.concatenate(expected))
-    assert electrons == len(events.indices) > 1000
-    assert len(scan.take_counted()[0]) == 0, "they were handed over"
-    assert (scan.frames, scan.electrons) == (8, electrons)
+    found = [scan.count(block) for block in blocks]
+    assert [block.block for block in found if block] == list(record.block_range)
+    for block, number in zip(found, (4, 8), strict=True):
+        assert block is not None
+        assert block.events.frame_number.tolist() == list(range(number, number + 4))
+        assert block.events.scan_position.tolist() == list(range(number - 4, number))
+        block.events.validate(positions=8)
+        expected = [count_frame(camera_frame(number + frame), BACKGROUND, XRAY) for frame in range(4)]
+        np.testing.assert_array_equal(block.events.indices, np.concatenate(expected))
+        assert len(block.events.indices) > 500
+    assert scan.diffraction_sum.sum() == sum(len(block.events.indices) for block in found if block)
+
+
+def test_a_counted_block_tells_what_came_of_each_sector() -> None:
+    scan = prepared(scan_record())
+    scan.set_thresholds(THRESHOLDS)
+    for sector, present in ((0, 0b1111), (1, 0), (2, 0b0110)):
+        message = block_message(scan.record, 1, sector, present, bad={5: {0: {"rows": 9}, 2: {"rows": 9}}})
+        assert scan.assemble(*message) is None
+    (block,) = scan.assembly.cut([3])
+    found = scan.count(block)
+    assert found is not None
+    assert (found.block, found.sectors) == (1, 0b0111)
+    assert found.frames_present == (0b1111, 0, 0b0110, 0)
+    assert found.frames_rejected == (0b0010, 0, 0b0010, 0)
+    assert (found.records, found.records_rejected) == (4, 2)
+    assert found.raw_bytes == 6 * RECORD_BYTES
+    assert found.events.frame_number.tolist() == [4, 6, 7]
+    assert found.events.missing_sectors.tolist() == [0b1110, 0b1010, 0b1110]
+    assert len(found.sums) == 3
+
+
+def test_a_block_counts_alike_on_every_rank() -> None:
+    blocks = []
+    for order in (range(SECTORS), range(SECTORS)[::-1]):
+        scan = prepared(scan_record(), VirtualDetectors(center=(250.0, 300.0)))
+        scan.set_thresholds(THRESHOLDS)
+        counted(scan, 2)
+        for sector in order:
+            assembled = scan.assemble(*block_message(scan.record, 1, sector, producer_incarnation=sector + order[0]))
+        assert assembled is not None
+        blocks.append(scan.count(assembled))
+    assert blocks[0] is not None
+    assert blocks[1] is not None
+    assert blocks[0].checksum() == blocks[1].checksum()
 
 
 def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
@@ -83,22 +118,14 @@ def test_the_times_of_first_and_last_block_are_those_of_their_arrival() -> None:
     assert scan.seconds_counting > 0
 
 
-def test_a_rank_that_gets_no_block_is_drained_from_the_start() -> None:
-    scan = ScanReduction.prepare(scan_record(), 0, VirtualDetectors())
-    assert scan.is_drained
-    assert len(scan.take_counted()[0]) == 0
-
-
 @pytest.mark.parametrize(("center", "annuli"), [(None, 0), ((250.0, 300.0), 2)])
-def test_every_rank_has_the_sums_that_the_detectors_need(center: tuple[float, float] | None, annuli: int) -> None:
-    for blocks in (0, 1):
-        scan = ScanReduction.prepare(scan_record(), blocks, VirtualDetectors(center=center))
-        scan.set_thresholds(THRESHOLDS)
-        if blocks:
-            scan.count(assemble(scan, 1))
-        events, sums = scan.take_counted()
-        assert sums.annuli.shape == (len(events), annuli) == (4 * blocks, annuli)
-        assert scan.diffraction_sum.sum() == len(events.indices)
+def test_every_block_has_the_sums_that_the_detectors_need(center: tuple[float, float] | None, annuli: int) -> None:
+    scan = prepared(scan_record(), VirtualDetectors(center=center))
+    scan.set_thresholds(THRESHOLDS)
+    assert scan.annuli == annuli
+    for block, frames in ((counted(scan, 1), 4), (counted(scan, 2, [0] * SECTORS), 0)):
+        block.sums.validate(len(block.events))
+        assert block.sums.annuli.shape == (frames, annuli)
 
 
 def test_with_given_thresholds_nothing_is_sampled() -> None:
@@ -186,9 +213,8 @@ def test_dark_and_gain_take_part(tmp_path: Path) -> None:
     )
     scan = prepared(scan_record(counting=counting))
     scan.set_thresholds(Thresholds(background=24.0, xray=1500.0, calibrated=False))
-    scan.count(assemble(scan, 1))
     expected = [count_frame(camera_frame(number), 24.0, 1500.0, dark, gain) for number in range(4, 8)]
-    np.testing.assert_array_equal(scan.take_counted()[0].indices, np.concatenate(expected))
+    np.testing.assert_array_equal(counted(scan, 1).events.indices, np.concatenate(expected))
 
 
 def test_what_is_added_up_while_counting(tmp_path: Path) -> None:
@@ -201,10 +227,10 @@ def test_what_is_added_up_while_counting(tmp_path: Path) -> None:
     )
     record = scan_record(counting=counting, rows=1, columns=4, first_frame=4, last_frame=7)
     detectors = VirtualDetectors((0.0, 90.0), (100.0, 200.0), center=(250.0, 300.0))
-    scan = ScanReduction.prepare(record, 1, detectors)
+    scan = prepared(record, detectors)
     scan.set_thresholds(THRESHOLDS)
-    scan.count(assemble(scan, 1))
-    events, sums = scan.take_counted()
+    found = counted(scan, 1)
+    events, sums = found.events, found.sums
     sums.validate(len(events))
     expected = [count_frame(camera_frame(number), BACKGROUND, XRAY, pixel_mask=mask) for number in range(4, 8)]
     np.testing.assert_array_equal(events.indices, np.concatenate(expected))
@@ -222,11 +248,10 @@ def test_row_dark_takes_part() -> None:
     counting = CountingParameters(background=33.0, xray=900.0, row_dark="median", row_dark_level=20.0)
     scan = prepared(scan_record(counting=counting))
     scan.set_thresholds(Thresholds(background=33.0, xray=900.0, row_dark_level=20.0, calibrated=False))
-    scan.count(assemble(scan, 1))
     expected = [
         count_frame(camera_frame(number), 33.0, 900.0, row_dark="median", row_dark_level=20.0) for number in range(4, 8)
     ]
-    np.testing.assert_array_equal(scan.take_counted()[0].indices, np.concatenate(expected))
+    np.testing.assert_array_equal(counted(scan, 1).events.indices, np.concatenate(expected))
 
 
 def test_a_reference_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mpistream.model.job_messages import JobMessage, JobMessageKind
-from mpistream.model.protocol import Ack, Hello
+from mpistream.model.protocol import Ack, Hello, Want
+from mpistream.transport import sockets as sockets_module
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, SocketError, Sockets
 
@@ -39,7 +40,7 @@ def ack(producer_id: int, block: int) -> bytes:
 
 
 def collect(outlet: AnswerOutlet, blocks: list[int]) -> list[int]:
-    blocks += [block for answer in outlet.receive() for block in answer.blocks]
+    blocks += [block for answer in outlet.receive() if isinstance(answer, Ack) for block in answer.blocks]
     return blocks
 
 
@@ -191,6 +192,66 @@ def test_acknowledgements_arrive_after_the_connection_was_cut(sockets: Sockets) 
         until(lambda: inlet.receive() or 2 in collect(outlet, heard), sockets, seconds=5)
 
 
+def test_a_request_is_not_kept_for_those_who_are_not_there(sockets: Sockets) -> None:
+    inlet = sockets.answer_inlet(HOST)
+    want = Want(3, UID, 5)
+    inlet.send(3, want.pack(), keep=False)
+    assert inlet.waiting == 0
+    outlet, heard = connected(sockets, inlet, Hello(3)), []
+    inlet.send(3, want.pack(), keep=False)
+    until(lambda: heard.extend(outlet.receive()) or heard, sockets)
+    assert heard == [want]
+
+
+def test_who_is_gone_is_forgotten_until_it_greets_again(sockets: Sockets) -> None:
+    inlet = sockets.answer_inlet(HOST)
+    for outlet in [connected(sockets, inlet, Hello(3)), connected(sockets, inlet, Hello(None))]:
+        sockets.forget(outlet)
+    time.sleep(0.2)  # for the connections to be closed on this side too
+    inlet.send(3, ack(3, 7))
+    assert not inlet.knows(3)
+    assert not inlet.knows_an_aggregator
+    assert inlet.waiting == 1
+    for block in range(2 * sockets_module._MOST_WAITING):
+        inlet.send(4, ack(4, block))
+    assert inlet.waiting == 1 + sockets_module._MOST_WAITING
+
+
+def test_who_was_forgotten_by_mistake_is_heard_of_again(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is broken just when there is something to say."""
+    monkeypatch.setattr(sockets_module, "_GREETING_SECONDS", 0.1)
+    inlet = sockets.answer_inlet(HOST)
+    with Relay(inlet.endpoint) as relay:
+        outlet = sockets.answer_outlet(relay.endpoint, Hello(3))
+        heard: list[int] = []
+        until(lambda: inlet.receive() or collect(outlet, heard) or inlet.knows(3), sockets)
+        relay.cut()
+        until(lambda: inlet.send(3, ack(3, 1)) or not inlet.knows(3), sockets)
+        until(lambda: inlet.receive() or collect(outlet, heard), sockets)
+        assert 1 in heard
+
+
+def test_a_connection_that_swallows_everything_is_given_up(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither end is told. What was sent meanwhile is gone, what is sent later arrives."""
+    monkeypatch.setattr(sockets_module, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(sockets_module, "HEARTBEAT_TIMEOUT_SECONDS", 0.3)
+    inlet = sockets.data_inlet(HOST)
+    with Relay(inlet.endpoint) as relay:
+        outlet = sockets.data_outlet(relay.endpoint)
+        came: list[tuple[bytes, bytes]] = []
+        outlet.send(b"first", b"")
+        until(lambda: received(inlet, came), sockets)
+        relay.swallow()
+        outlet.send(b"lost", b"")
+
+        def send_again() -> bool:
+            outlet.send(b"again", b"")
+            return (b"again", b"") in received(inlet, came)
+
+        until(send_again, sockets)
+        assert (b"lost", b"") not in came
+
+
 def test_the_ranks_of_a_job_talk_to_their_leader(sockets: Sockets) -> None:
     hub = sockets.job_hub(HOST)
     spokes = [sockets.job_spoke(hub.endpoint, rank) for rank in range(3)]
@@ -233,6 +294,7 @@ class Relay:
         self._listener = socket.create_server((HOST, 0))
         self.endpoint = f"tcp://{HOST}:{self._listener.getsockname()[1]}"
         self._ends: dict[socket.socket, socket.socket] = {}
+        self._swallowing: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -253,6 +315,11 @@ class Relay:
                 end.close()
             self._ends.clear()
 
+    def swallow(self) -> None:
+        """What comes on the connections that there are goes nowhere from now on."""
+        with self._lock:
+            self._swallowing |= self._ends.keys()
+
     def _run(self) -> None:
         while not self._closed:
             with self._lock:
@@ -269,6 +336,8 @@ class Relay:
         data = b""
         with contextlib.suppress(OSError):
             data = end.recv(1 << 16)
+        if data and end in self._swallowing:
+            return
         if data:
             self._ends[end].sendall(data)
         elif end in self._ends:

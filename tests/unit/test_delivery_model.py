@@ -1,0 +1,295 @@
+"""Nothing is lost, nothing comes twice, nothing hangs: the real code of all processes against every failure at any point.
+
+`make test` tries some runs. For many more, without a limit of time:
+
+    MPISTREAM_MODEL_RUNS=20000 python -m pytest tests/unit/test_delivery_model.py --timeout 0
+
+A run that fails is shrunk and printed as the calls that lead there; tests/unit/delivery_model.py is the world it is in.
+"""
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from mpistream.control.run_state import ScanState
+from mpistream.model.fault_points import FAULT_POINTS
+from mpistream.model.geometry import SECTORS
+from tests.unit.delivery_model import ABSENT_SECONDS, CALIBRATED, ETCD_ANSWER, ETCD_CALL, GIVEN, LEASE_SECONDS
+from tests.unit.delivery_model import ROUND_SECONDS, Camera, Process, Trap, World
+
+RUNS = int(os.environ.get("MPISTREAM_MODEL_RUNS", "100"))
+STEPS = 40
+#: A run that is left in peace ends within so many rounds.
+MOST_ROUNDS = int((ABSENT_SECONDS + 4 * LEASE_SECONDS + 150) / ROUND_SECONDS)
+MOST_JOBS = 3
+
+T = TypeVar("T")
+
+SOME = st.integers(0, 11)
+SHUFFLE = st.none() | st.integers(0, 2**16)
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.booleans())  # ranks, groups, on another machine
+
+
+def one_of(items: Iterable[T], number: int) -> T | None:
+    chosen = list(items)
+    return chosen[number % len(chosen)] if chosen else None
+
+
+class Deployment(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.mkdtemp()
+        self.patch = pytest.MonkeyPatch()
+        self.world = World(Path(self.folder), self.patch)
+        self.aborted: dict[UUID, bool] = {}
+        self.gone: set[int] = set()
+
+    @initialize(
+        blocks=st.integers(4, 8), counting=st.sampled_from([GIVEN, CALIBRATED]), direct=st.booleans(),
+        shapes=st.lists(SHAPES, min_size=1, max_size=2), are_far=st.booleans(), shuffle=SHUFFLE,
+    )
+    def begin(self, blocks, counting, direct, shapes, are_far, shuffle) -> None:
+        for sector in range(SECTORS):
+            self.world.start_camera(sector, are_far)
+        self.world.start_relay()
+        for shape in shapes:
+            self.world.start_job(*shape)
+        self.world.announce(UUID(int=1), blocks, counting, direct)
+        self.blocks, self.counting, self.direct = blocks, counting, direct
+
+    def teardown(self) -> None:
+        try:
+            if self.world.records:
+                self.leave_in_peace()
+        finally:
+            for process in list(self.world.processes.values()):
+                if not process.is_dead:
+                    process.die()
+            self.patch.undo()
+            shutil.rmtree(self.folder)
+
+    # time goes on
+
+    @rule(rounds=st.integers(1, 8), shuffle=SHUFFLE)
+    def go_on(self, rounds: int, shuffle: int | None) -> None:
+        order = None if shuffle is None else random.Random(shuffle)
+        for _ in range(rounds):
+            self.world.round(order)
+
+    @rule(which=SOME, most=st.integers(1, 5) | st.none(), shuffle=SHUFFLE)
+    def one_goes_on(self, which: int, most: int | None, shuffle: int | None) -> None:
+        process = one_of(self.world.processes.values(), which)
+        assert process is not None
+        self.world.network.most = most
+        process.turn(None if shuffle is None else random.Random(shuffle))
+        self.world.network.most = None
+
+    @precondition(lambda self: len(self.world.records) < 2)
+    @rule()
+    def announce_another(self) -> None:
+        if not self.world.etcd.is_away:
+            self.world.announce(UUID(int=2), self.blocks, self.counting, not self.direct)
+
+    # jobs
+
+    @rule(shape=SHAPES)
+    def job_starts(self, shape: tuple[int, int, bool]) -> None:
+        if len(self.world.jobs) < MOST_JOBS and not self.world.etcd.is_away:
+            self.world.start_job(*shape)
+
+    @rule(which=SOME)
+    def job_crashes(self, which: int) -> None:
+        if job := one_of(self.world.jobs, which):
+            job.die()
+
+    @rule(which=SOME)
+    def job_is_asked_to_end(self, which: int) -> None:
+        if (job := one_of(self.world.jobs, which)) and not self.world.etcd.is_away:
+            self.world.operator.registry.request_stop(job.name)
+
+    # producers and aggregators
+
+    @rule(which=SOME, for_good=st.booleans())
+    def camera_crashes(self, which: int, for_good: bool) -> None:
+        if camera := one_of(self.world.cameras, which):
+            camera.die()
+            if for_good:
+                self.gone.add(camera.sector)
+
+    @rule(sector=st.integers(0, SECTORS - 1), is_far=st.booleans())
+    def camera_starts(self, sector: int, is_far: bool) -> None:
+        """Also beside one that stands still."""
+        if len(self.cameras_of(sector)) < 2 and sector not in self.gone:
+            self.world.start_camera(sector, is_far)
+
+    @rule(is_back=st.booleans())
+    def relay_crashes(self, is_back: bool) -> None:
+        for relay in self.world.relays:
+            relay.die()
+        if is_back:
+            self.world.start_relay()
+
+    # standstill and silence
+
+    @rule(which=SOME)
+    def one_stops(self, which: int) -> None:
+        if process := one_of(self.living(), which):
+            process.is_frozen = True
+
+    @rule()
+    def all_wake(self) -> None:
+        self.wake_all()
+
+    @rule(which=SOME, rounds=st.integers(1, 20), shuffle=SHUFFLE)
+    def one_stops_for(self, which: int, rounds: int, shuffle: int | None) -> None:
+        if process := one_of(self.living(), which):
+            process.freeze(rounds, None if shuffle is None else random.Random(shuffle))
+
+    @rule(
+        which=SOME,
+        place=st.sampled_from([ETCD_CALL, ETCD_ANSWER, *FAULT_POINTS]),
+        countdown=st.integers(1, 6),
+        rounds=st.integers(0, 16) | st.none(),
+    )
+    def set_trap(self, which: int, place: str, countdown: int, rounds: int | None) -> None:
+        if process := one_of(self.living(), which):
+            process.trap = Trap(place, countdown, rounds)
+
+    # etcd
+
+    @rule(is_away=st.booleans())
+    def etcd_goes_or_comes(self, is_away: bool) -> None:
+        if is_away:
+            self.world.etcd.is_away = True
+        else:
+            self.world.etcd.come_back()
+
+    @rule(which=SOME, is_cut_off=st.booleans())
+    def one_does_not_reach_etcd(self, which: int, is_cut_off: bool) -> None:
+        if process := one_of(self.living(), which):
+            process.client.is_cut_off = is_cut_off
+
+    @rule(which=SOME, lags=st.booleans())
+    def one_hears_late(self, which: int, lags: bool) -> None:
+        if process := one_of(self.living(), which):
+            process.client.lags = lags
+
+    @rule(which=SOME, most=st.integers(1, 3))
+    def one_hears_a_little(self, which: int, most: int) -> None:
+        if process := one_of(self.living(), which):
+            process.act(lambda: process.client.deliver(most))
+
+    @rule(which=SOME)
+    def a_lease_runs_out_by_mistake(self, which: int) -> None:
+        if not self.world.etcd.is_away:
+            held = (one for process in self.living() for one in process.client.registrations if one.is_held)
+            if registration := one_of(held, which):
+                registration.run_out()
+
+    # network and disks
+
+    @rule(which=st.integers(0, 40), loses=st.booleans(), is_held=st.booleans())
+    def a_connection_fails(self, which: int, loses: bool, is_held: bool) -> None:
+        if link := one_of(self.world.network.links, which):
+            link.is_held = is_held
+            if loses:
+                link.queue.clear()
+
+    @rule(which=st.integers(0, 40), count=st.integers(1, 3))
+    def a_connection_repeats(self, which: int, count: int) -> None:
+        if link := one_of(self.world.network.links, which):
+            link.queue.extend(list(link.queue)[:count])
+
+    @rule(journals=st.booleans(), output=st.booleans())
+    def disks_fill_or_empty(self, journals: bool, output: bool) -> None:
+        self.world.journals_fail, self.world.disk_is_full = journals, output
+
+    # people
+
+    @rule(number=st.integers(1, 2), keep=st.booleans())
+    def someone_aborts(self, number: int, keep: bool) -> None:
+        uid = UUID(int=number)
+        if uid in self.world.records and not self.world.etcd.is_away and not self.world.state(uid).is_final:
+            self.aborted[uid] = True
+            self.world.operator.registry.request_abort(uid, "enough", keep)
+
+    # what holds
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        self.world.check()
+
+    def leave_in_peace(self) -> None:
+        """Whatever is broken is repaired; every scan ends, and as it should."""
+        world = self.world
+        world.etcd.come_back()
+        world.journals_fail = world.disk_is_full = False
+        for process in world.processes.values():
+            process.client.is_cut_off = process.client.lags = False
+            process.trap = None
+        for link in world.network.links:
+            link.is_held = False
+        self.wake_all()
+        if not world.jobs:
+            world.start_job(2)
+        for sector in set(range(SECTORS)) - self.gone:
+            if not self.cameras_of(sector):
+                world.start_camera(sector)
+        if not world.relays:
+            world.start_relay()
+        rounds = 0
+        while not all(world.state(uid).is_final for uid in world.records):
+            world.round()
+            world.check()
+            rounds += 1
+            assert rounds < MOST_ROUNDS, f"{ {str(uid): world.etcd.get(f'scans/{uid}/state') for uid in world.records} }"
+            if not world.jobs:
+                world.start_job(2)
+        for _ in range(20):
+            world.round()
+        world.check()
+        for uid in world.records:
+            self.check_end(uid)
+
+    def check_end(self, uid: UUID) -> None:
+        world, state, record = self.world, self.world.state(uid), self.world.records[uid]
+        cuts, dataset = world.cuts(uid), world.datasets.get(uid)
+        assert state is not ScanState.FAILED, world.etcd.get(f"scans/{uid}/state")
+        assert uid in self.aborted or state is not ScanState.ABORTED
+        assert (state is ScanState.INCOMPLETE) == bool(cuts and state is not ScanState.ABORTED)
+        if state is not ScanState.ABORTED:
+            assert dataset is not None
+        if state is ScanState.COMMITTED:
+            assert dataset == dict.fromkeys(record.block_range, (1 << SECTORS) - 1)
+        assert not world.shares(uid)
+        assert not Path(record.journals).exists()
+
+    def living(self) -> list[Process]:
+        return [process for process in self.world.processes.values() if not process.is_dead]
+
+    def cameras_of(self, sector: int) -> list[Camera]:
+        return [camera for camera in self.world.cameras if camera.sector == sector]
+
+    def wake_all(self) -> None:
+        for process in self.living():
+            if process.is_frozen:
+                process.thaw(ABSENT_SECONDS)
+
+
+def test_nothing_is_lost_and_nothing_hangs() -> None:
+    run_state_machine_as_test(
+        Deployment,
+        settings=settings(
+            max_examples=RUNS, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
