@@ -14,12 +14,13 @@ from mpistream.model.scan import ScanRecord
 @dataclass
 class HeldBlock:
     """A block in memory. ``payload`` are the records of the frames in ``frames_present``; ``sends``: how often it went
-    out.
+    out, ``sent``: when it last did (monotonic seconds).
     """
 
     buffer: memoryview
     frames_present: int
     sends: int = 0
+    sent: float = 0.0
 
     @property
     def payload(self) -> memoryview:
@@ -69,6 +70,10 @@ class SendWindow:
 
     def get(self, block: int) -> HeldBlock | None:
         return self._held.get(block)
+
+    def sent_since(self, monotonic_seconds: float) -> set[int]:
+        """The blocks that went out after that."""
+        return {block for block, held in self._held.items() if held.sent > monotonic_seconds}
 
     def release(self, block: int, came_with_own: bool) -> None:
         """``came_with_own``: the rank has it from a message of this process. Again for the same block does nothing."""

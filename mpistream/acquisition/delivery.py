@@ -5,7 +5,7 @@ table holds, and the shares of the MPI jobs. What a job acknowledged and turns o
 dead and its share sealed, is owed again.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -123,11 +123,13 @@ class Delivery:
         gone = (by == 0) | np.isin(by, np.array(sorted(self._sealed), np.uint64))
         return blocks[gone].tolist()
 
-    def want(self, rank_incarnation: int) -> list[int]:
-        """The blocks under way to this rank: they are owed again."""
+    def want(self, rank_incarnation: int, but_for: Container[int] = ()) -> list[int]:
+        """The blocks under way to this rank, ``but_for`` some: they are owed again."""
         ranks = self.table.ranks if self.table is not None else ()
         wanted = {index for index, rank in enumerate(ranks) if rank.incarnation == rank_incarnation}
-        return self._send_again(block for block, destination in self._under_way.items() if destination in wanted)
+        return self._send_again(
+            block for block, destination in self._under_way.items() if destination in wanted and block not in but_for
+        )
 
     def resend_all(self) -> list[int]:
         """Every block under way: they are owed again."""

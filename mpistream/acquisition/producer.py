@@ -18,6 +18,9 @@ from mpistream.transport.sockets import DataOutlet
 
 _log = logging.getLogger(__name__)
 
+#: A block that was sent so shortly before a rank asked may not have reached it yet. Ranks ask again if need be.
+_ON_ITS_WAY_SECONDS = 0.5
+
 
 @dataclass
 class SectorSender:
@@ -66,7 +69,8 @@ class SectorSender:
     def take(self, answer: Ack | Want) -> None:
         """An answer that concerns this scan."""
         if isinstance(answer, Want):
-            self.delivery.want(answer.rank_incarnation)
+            on_its_way = self.supply.window.sent_since(time.monotonic() - _ON_ITS_WAY_SECONDS)
+            self.delivery.want(answer.rank_incarnation, but_for=on_its_way)
             return
         came_with_own = answer.producer_incarnation == self.incarnation
         for block in self.delivery.acknowledge(answer.blocks, answer.rank_incarnation):
@@ -103,7 +107,7 @@ class SectorSender:
         header = self._header(block, destination, held)
         reach("producer.before-send")
         outlet.send(header.pack(), held.payload)
-        held.sends += 1
+        held.sends, held.sent = held.sends + 1, time.monotonic()
         self.blocks_sent += 1
         self.delivery.sent(block)
         self.news_came()  # the ranks' silence begins when they have something to answer

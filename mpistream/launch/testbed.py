@@ -75,7 +75,7 @@ class Testbed:
 
     def __enter__(self) -> Self:
         self.folder.logs.mkdir(parents=True, exist_ok=True)
-        self.folder.config_path.write_text(self.config.to_toml())
+        self.folder.write_config(self.config.to_toml())
         try:
             self._start_etcd()
             self._start_processes()

@@ -123,9 +123,10 @@ class TestbedFolder:
         )
 
     def write_state(self, state: TestbedState) -> None:
-        partial = self.path / (_STATE + ".partial")
-        partial.write_text(json.dumps(asdict(state)))
-        partial.rename(self.path / _STATE)
+        _write(self.path / _STATE, json.dumps(asdict(state)))
+
+    def write_config(self, text: str) -> None:
+        _write(self.config_path, text)
 
     def forget_state(self) -> None:
         (self.path / _STATE).unlink(missing_ok=True)
@@ -147,3 +148,10 @@ class TestbedFolder:
         """Ends what a testbed that ended without order has left running. Raises MpistreamError where that fails."""
         for name, value in self.environment.items():
             end_marked(f"{name}={value}", _LEFTOVER_SECONDS)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whoever reads it sees all of it, or what was there before."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.rename(path)

@@ -174,6 +174,10 @@ def start_run(cli: CommandLine, output: Path, scan: tuple[object, ...]) -> "subp
     return command
 
 
+def folders_of_runs(cli: CommandLine) -> list[Path]:
+    return list(cli.folder.glob("tmp/mpistream-testbed-*"))
+
+
 def assert_no_output(output: Path) -> None:
     assert list(output.parent.iterdir()) == []
 
@@ -185,7 +189,7 @@ def test_a_run_in_which_one_after_the_other_is_killed(alone: CommandLine, expect
     ended = finish(command).succeeded()
     assert ended.stderr.count("it was started again") >= 4
     assert_same_events(output, expected)
-    assert list((alone.folder / "tmp").iterdir()) == []
+    assert folders_of_runs(alone) == []
 
 
 def test_a_rank_killed_while_the_dataset_is_written(alone: CommandLine, place: Path, output: Path) -> None:
@@ -210,7 +214,7 @@ def test_ctrl_c_or_a_scheduler(alone: CommandLine, output: Path, number: signal.
     assert "interrupted" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert_no_output(output)
-    assert list((alone.folder / "tmp").iterdir()) == []
+    assert folders_of_runs(alone) == []
 
 
 def test_the_run_itself_is_killed(alone: CommandLine, expected: list, output: Path) -> None:
@@ -220,7 +224,7 @@ def test_the_run_itself_is_killed(alone: CommandLine, expected: list, output: Pa
     command.communicate(timeout=10)
     wait_until(lambda: not alone.processes(), SOON_SECONDS, "the end of all processes")
     assert not output.exists()
-    (folder,) = (alone.folder / "tmp").iterdir()
+    (folder,) = folders_of_runs(alone)
     assert "go on" in alone.run("testbed", "up", "--folder", folder).succeeded().stdout
     wait_until(output.exists, 60, "the dataset")
     alone.run("testbed", "down", "--folder", folder).succeeded()
@@ -233,7 +237,7 @@ def test_a_program_that_cannot_run_ends_the_run(alone: CommandLine, output: Path
     wait_until(lambda: _killed_again(alone, command), 60, "the end of the run")
     failed = finish(command, SOON_SECONDS).failed_with("aggregator", "5 times")
     assert "nothing is lost" in failed.stderr
-    (folder,) = (alone.folder / "tmp").iterdir()
+    (folder,) = folders_of_runs(alone)
     alone.run("testbed", "up", "--folder", folder).succeeded()
     aborted = alone.run("scan", "abort", "latest", "--keep", "--folder", folder, "--json").last_json
     assert aborted["state"] == "aborted"

@@ -79,7 +79,9 @@ class Deployment:
         Of the groups those to which frames are routed: from then on their job takes scans.
         """
         stored = etcd_values(self.config, "/by-hand/")
-        jobs = {value["job"] for key, value in stored.items() if key.startswith("/by-hand/routing/")}
+        tables = [value for key, value in stored.items() if key.startswith("/by-hand/routing/")]
+        latest = max(tables, key=lambda table: table["version"], default={"ranks": []})
+        jobs = {rank["job"] for rank in latest["ranks"]}
         parts = [key.split("/")[2:] for key in stored]
         found = {f"{part[0]}/{part[-1]}" for part in parts if part[0] in ("producers", "aggregators")}
         return found | {f"groups/{part[2]}" for part in parts if part[0] == "groups" and part[1] in jobs}

@@ -1,68 +1,103 @@
-"""The registry as tests need it: what is registered is a list, and etcd may be away."""
+"""MPI jobs, producers and their registrations as tests need them: in one process, though each is another one in etcd."""
 
-from dataclasses import dataclass, field
-from uuid import UUID
+import subprocess
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
 
-from mpistream.control.registry import AggregatorEntry, GroupEntry, ProducerEntry
-from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.model.errors import EtcdUnreachable, MpistreamError
+from mpistream.control.coordination import Coordination, Registration
+from mpistream.control.process_identity import _machine, _start
+from mpistream.control.registry import AggregatorEntry, GroupEntry, ProducerEntry, Registry
 from mpistream.model.geometry import SECTORS
-from mpistream.model.routing_table import RankEndpoints, RoutingTable
-from mpistream.model.scan import ScanRecord
+from mpistream.model.routing_table import RankEndpoints
 
-RANK = RankEndpoints(0, 0, "node", 100, 5, "tcp://a:1", "tcp://b:1")
-TABLE = RoutingTable(1, "job", (RANK,))
+LEASE_SECONDS = 2
 
 
-@dataclass
-class MadeUpRegistry:
-    """One rank's job, a producer for each sector and an aggregator. Nobody's lease is longer than 5 s."""
+class OtherProcess:
+    """A process that does nothing: others are said to live and die with it. A context manager."""
 
-    is_away: bool = False
-    lease_seconds: int = 5
-    jobs: list[str] = field(default_factory=lambda: ["job"])
-    sectors: list[int] = field(default_factory=lambda: list(range(SECTORS)))
-    names: list[str] = field(default_factory=lambda: ["aggregator"])
-    announced: list[ScanRecord] = field(default_factory=list)
-    states: list[tuple[UUID, ScanState]] = field(default_factory=list)
-    faults: list[tuple[UUID, str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(["sleep", "300"])
+        self.identity = f"{_machine()}/{self._process.pid}/{_start(self._process.pid)}"
 
-    def _ask(self) -> None:
-        if self.is_away:
-            raise EtcdUnreachable("no etcd reachable")
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
-    def routing(self, version: int) -> RoutingTable:
-        self._ask()
-        return TABLE
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(timeout=10)
 
-    def latest_routing(self) -> RoutingTable:
-        return self.routing(1)
+    def __enter__(self) -> Self:
+        return self
 
-    def groups(self) -> list[GroupEntry]:
-        self._ask()
-        return [GroupEntry(job, 0, "node", (RANK,)) for job in self.jobs]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
 
-    def producers(self) -> list[ProducerEntry]:
-        self._ask()
-        return [ProducerEntry(sector, sector, "camera", 7, 5) for sector in self.sectors]
 
-    def aggregators(self) -> list[AggregatorEntry]:
-        self._ask()
-        return [AggregatorEntry(name, "edge", 8, "tcp://c:1", "tcp://c:2") for name in self.names]
+class RegistryOf(Registry):
+    """The registry as another process uses it."""
 
-    def announce(self, record: ScanRecord) -> None:
-        self.announced.append(record)
+    def __init__(self, coordination: Coordination, process: str, lease_seconds: int = LEASE_SECONDS) -> None:
+        super().__init__(coordination, lease_seconds)
+        self._process = process
 
-    def status(self, uid: UUID) -> ScanStatus:
-        self._ask()
-        return ScanStatus(ScanState.ANNOUNCED, 1.5e9)
+    def _value(self, entry: GroupEntry | ProducerEntry | AggregatorEntry) -> dict[str, Any]:
+        return {**asdict(entry), "process": self._process}
 
-    def set_state(self, uid: UUID, state: ScanState, error: MpistreamError | None = None) -> bool:
-        self.states.append((uid, state))
-        return True
+    def register_group(self, entry: GroupEntry) -> Registration:
+        return self._etcd.register(f"groups/{entry.job}/{entry.group}", self._value(entry), self.lease_seconds)
 
-    def write_thresholds(self, uid: UUID, thresholds: object) -> None:
-        """Nobody asks for them."""
+    def register_producer(self, entry: ProducerEntry) -> Registration:
+        return self._etcd.register(f"producers/{entry.producer_id}", self._value(entry), self.lease_seconds)
 
-    def write_fault(self, uid: UUID, who: str, error: MpistreamError) -> None:
-        self.faults.append((uid, who, error.message))
+    def update_producer(self, registration: Registration, entry: ProducerEntry) -> None:
+        registration.update(self._value(entry))
+
+    def take_conductor(self, job: str, host: str, pid: int, on_lost: Any) -> Registration | None:
+        value = {"job": job, "host": host, "pid": pid, "process": self._process}
+        return self._etcd.take_role("conductor", value, self.lease_seconds, on_lost)
+
+
+def ranks_of(job: str, ranks: int = 2, groups: int = 1) -> tuple[RankEndpoints, ...]:
+    """Incarnations differ from job to job."""
+    first = int.from_bytes(job.encode(), "little") % 10**9
+    return tuple(
+        RankEndpoints(
+            rank, rank * groups // ranks, "node", 100 + rank, first + rank, f"tcp://{job}:{rank}", "tcp://a", job
+        )
+        for rank in range(ranks)
+    )
+
+
+def vanish(registration: Registration) -> None:
+    """As if the process had died or was stopped: nothing is withdrawn, and nothing is kept alive any more."""
+    registration._closed.set()
+    if registration._thread.is_alive():
+        registration._thread.join(timeout=10)
+    registration._coordination.close()
+
+
+class MadeUpProducers:
+    """The producers of some sectors, registered in etcd."""
+
+    def __init__(self, etcd: Coordination, process: str, sectors: range = range(SECTORS)) -> None:
+        self._registry = RegistryOf(etcd, process)
+        self._entries = {sector: ProducerEntry(sector, sector, "camera", 7, 5) for sector in sectors}
+        self._registrations = {
+            sector: self._registry.register_producer(entry) for sector, entry in self._entries.items()
+        }
+
+    def follow(self, version: int, *sectors: int) -> None:
+        """They go by this version of the routing table from now on: ``sectors``, or all."""
+        for sector in sectors or self._entries:
+            entry = ProducerEntry(sector, sector, "camera", 7, 5, table=version)
+            self._registry.update_producer(self._registrations[sector], entry)
+
+    def end(self, *sectors: int) -> None:
+        for sector in sectors or list(self._registrations):
+            self._registrations.pop(sector).close()
+            del self._entries[sector]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -499,8 +499,8 @@ def test_an_update_that_etcd_did_not_take_is_written_later(etcd: Coordination) -
     registration._coordination.put = refuse  # type: ignore[method-assign]
     with pytest.raises(EtcdUnreachable):
         registration.update(mine(table=3))
-    until(lambda: etcd.get("producers/1") == mine(table=3), seconds=LEASE_SECONDS + 2)
-    registration.close()
+    with closing(registration):
+        until(lambda: etcd.get("producers/1") == mine(table=3), seconds=LEASE_SECONDS + 2)
 
 
 def test_an_update_does_not_take_the_key_from_another_process(
@@ -513,12 +513,12 @@ def test_an_update_does_not_take_the_key_from_another_process(
     other = {"pid": 8, "host": "edge", "process": "another machine's", "table": 9}
     etcd.put("producers/1", other)
     deadline = time.monotonic() + LEASE_SECONDS + 1
-    while time.monotonic() < deadline:
-        with suppress(EtcdUnreachable):
-            registration.update(mine(table=5))
-        assert etcd.get("producers/1") == other
-        time.sleep(0.05)
-    registration.close()
+    with closing(registration):
+        while time.monotonic() < deadline:
+            with suppress(EtcdUnreachable):
+                registration.update(mine(table=5))
+            assert etcd.get("producers/1") == other
+            time.sleep(0.05)
     assert etcd.get("producers/1") == other
 
 

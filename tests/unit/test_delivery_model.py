@@ -7,6 +7,7 @@
 A run that fails is shrunk and printed as the calls that lead there; tests/unit/delivery_model.py is the world it is in.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -48,6 +49,7 @@ def one_of(items: Iterable[T], number: int) -> T | None:
 class Deployment(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        logging.disable(logging.CRITICAL)
         self.folder = tempfile.mkdtemp()
         self.patch = pytest.MonkeyPatch()
         self.world = World(Path(self.folder), self.patch)
@@ -76,6 +78,7 @@ class Deployment(RuleBasedStateMachine):
                 if not process.is_dead:
                     process.die()
             self.patch.undo()
+            logging.disable(logging.NOTSET)
             shutil.rmtree(self.folder)
 
     # time goes on

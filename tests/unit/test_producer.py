@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpistream.acquisition import producer as producer_module
 from mpistream.acquisition.block_supply import ReadableBlocks, SendWindow
 from mpistream.acquisition.producer import SectorSender
 from mpistream.model.block_set import BlockSet
@@ -282,6 +283,25 @@ def test_the_buffer_of_a_block_that_was_sent_twice_is_not_used_again() -> None:
         assert it.source.blocks_read == [0, 1, 2]
 
 
+@pytest.fixture
+def nothing_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_module, "_ON_ITS_WAY_SECONDS", 0.0)
+
+
+def test_a_want_does_not_bring_what_was_sent_just_before_it() -> None:
+    with sending(never, window=3) as it:
+        it.until_arrived([0, 1, 2])
+        it.sender.take(Want(2, RECORD.uid.bytes, RANK))
+        assert not it.step()
+        time.sleep(0.6)
+        it.sender.take(ack(0))
+        it.until_arrived([0, 1, 2, 3])
+        it.sender.take(Want(2, RECORD.uid.bytes, RANK))
+        it.until_arrived([0, 1, 2, 3, 1, 2])
+        assert not it.step()
+
+
+@pytest.mark.usefixtures("nothing_is_on_its_way")
 def test_a_want_brings_what_is_under_way_again() -> None:
     with sending(never) as it:
         it.until_arrived([0, 1, 2])
@@ -292,6 +312,7 @@ def test_a_want_brings_what_is_under_way_again() -> None:
         it.until_arrived([0, 1, 2, 3, 0, 2, 3])
 
 
+@pytest.mark.usefixtures("nothing_is_on_its_way")
 def test_a_rank_asks_over_its_own_socket() -> None:
     with sending(never, window=1) as it:
         it.until_arrived([0])

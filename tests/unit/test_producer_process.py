@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from mpistream.acquisition import producer as producer_module
 from mpistream.acquisition.spill import Spill, spill_path
 from mpistream.control.registry import AggregatorEntry, ProducerEntry
 from mpistream.control.run_state import ScanState, ScanStatus
@@ -217,6 +218,12 @@ class Bench:
         self.end_producer()
         for sockets in (self._theirs, *self._aggregators_sockets):
             sockets.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a rank asks for is sent again, however shortly before it went out."""
+    monkeypatch.setattr(producer_module, "_ON_ITS_WAY_SECONDS", 0.0)
 
 
 @pytest.fixture

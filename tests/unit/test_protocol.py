@@ -2,6 +2,7 @@
 
 import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -112,6 +113,17 @@ def test_the_bytes_of_version_2_stay_as_they_are() -> None:
     assert Hello(None).pack() == bytes.fromhex("4d504953 0200 0300 ffffffff")
 
 
+def test_the_examples_in_the_documentation_are_messages_of_this_version() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    dumps = re.findall(r"(?:^    (?:[0-9a-f]{2} {1,2})+[0-9a-f]{2}\n)+", text, re.MULTILINE)
+    block, ack, want = (bytes.fromhex("".join(dump.split())) for dump in dumps)
+    header = BlockHeader.unpack(block)
+    assert (header.sector, header.block, header.frames_present, header.destination) == (2, 5, 0xFB, 3)
+    assert Ack.unpack(ack).blocks == (5, 6)
+    assert Ack.unpack(ack).scan_uid == Want.unpack(want).scan_uid == header.scan_uid
+    assert Ack.unpack(ack).rank_incarnation == Want.unpack(want).rank_incarnation
+
+
 def test_the_first_frame_and_the_layout_follow_from_the_header() -> None:
     assert HEADER.first_frame == 8000
     assert [encoding.layout for encoding in Encoding] == [SectorLayout.COLUMNS, SectorLayout.ROWS]
@@ -205,9 +217,9 @@ def test_garbage_is_refused_or_understood_but_never_breaks(unpack, message: byte
         [b"[]", b""],
         [b"null", b""],
         [b"{}", b""],
-        [b'{"version": 2, "kind": "dance", "rank": 0, "fields": {}}', b""],
-        [b'{"version": 2, "kind": "ready", "rank": null, "fields": {}}', b""],
-        [b'{"version": 2, "kind": "ready", "rank": 0}', b""],
+        [b'{"version": 3, "kind": "dance", "rank": 0, "fields": {}}', b""],
+        [b'{"version": 3, "kind": "ready", "rank": null, "fields": {}}', b""],
+        [b'{"version": 3, "kind": "ready", "rank": 0}', b""],
         [b'{"version": 1, "kind": "ready", "rank": 0, "fields": {}}', b""],
     ],
 )

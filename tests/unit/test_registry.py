@@ -2,29 +2,46 @@
 
 import threading
 import time
-from collections.abc import Callable
-from uuid import uuid4
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
-from mpistream.control.coordination import Coordination
+from mpistream.control.coordination import Coordination, Registration
+from mpistream.control.process_identity import this_process
 from mpistream.control.registry import AggregatorEntry, GroupEntry, ProducerEntry, Registry
 from mpistream.control.run_state import IllegalTransition, ScanState
-from mpistream.model.errors import CoordinationError, ScanFailed
+from mpistream.model.block_set import BlockSet
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, ScanFailed
+from mpistream.model.job_share import JobShare, JournalExtent
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
-from mpistream.model.scan import ScanRecord, Thresholds
+from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
 from tests.etcd_server import EtcdServer
 from tests.unit.made_up_blocks import scan_record
+from tests.unit.made_up_registry import LEASE_SECONDS, OtherProcess, RegistryOf
 from tests.unit.picture import Picture, until
-from tests.unit.test_conductor import end_of, summary_of
+from tests.unit.registered import summary
 
-LEASE_SECONDS = 2
-RANKS = tuple(RankEndpoints(rank, 0, "node", 100 + rank, 5, f"tcp://a:{rank}", f"tcp://b:{rank}") for rank in range(2))
+RANKS = tuple(
+    RankEndpoints(rank, 0, "node", 100 + rank, 5, f"tcp://a:{rank}", f"tcp://b:{rank}", "job-1") for rank in range(2)
+)
 
 
 @pytest.fixture
 def registry(etcd: Coordination) -> Registry:
     return Registry(etcd, LEASE_SECONDS)
+
+
+@pytest.fixture
+def role(registry: Registry) -> Iterator[Registration]:
+    yield conducting(registry)
+
+
+def conducting(registry: Registry, job: str = "job-1") -> Registration:
+    role = registry.take_conductor(job, "node", 100, on_lost=list)
+    assert role is not None
+    return role
 
 
 def announced(registry: Registry, **changes: object) -> ScanRecord:
@@ -33,10 +50,45 @@ def announced(registry: Registry, **changes: object) -> ScanRecord:
     return record
 
 
+def end_of(sector: int, **changes: Any) -> SectorEnd:
+    return SectorEnd(
+        sector=sector,
+        producer_id=sector,
+        blocks=2,
+        records=8,
+        digest=sector,
+        sectors_duplicate=0,
+        sectors_rejected=0,
+        seconds_reading=0.5,
+        seconds_sending=0.25,
+    ).model_copy(update=changes)
+
+
+class AnswerLost:
+    """etcd carries out the next call of a method, though its answer never comes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, etcd: Coordination, method: str) -> None:
+        self._original = getattr(etcd, method)
+        self._lost = False
+        monkeypatch.setattr(etcd, method, self)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        result = self._original(*arguments, **named)
+        if not self._lost:
+            self._lost = True
+            raise EtcdUnreachable("no etcd reachable")
+        return result
+
+
+# processes
+
+
 def test_registered_processes_are_found_until_they_leave(registry: Registry) -> None:
-    group = GroupEntry("job-1", 0, "node", RANKS)
-    producer = ProducerEntry(2, 2, "camera", 99, 5)
-    aggregators = [AggregatorEntry(name, "edge", 7, f"tcp://{name}:1", f"tcp://{name}:2") for name in ("a", "b")]
+    group = GroupEntry("job-1", 0, 1, "node", RANKS, this_process())
+    producer = ProducerEntry(2, 2, "camera", 99, 5, process=this_process())
+    aggregators = [
+        AggregatorEntry(name, "edge", 7, f"tcp://{name}:1", f"tcp://{name}:2", 5, this_process()) for name in ("a", "b")
+    ]
     registrations = [
         registry.register_group(group),
         registry.register_producer(producer),
@@ -48,6 +100,140 @@ def test_registered_processes_are_found_until_they_leave(registry: Registry) -> 
     for registration in registrations:
         registration.close()
     assert (registry.groups(), registry.producers(), registry.aggregators()) == ([], [], [])
+
+
+def test_a_producer_says_which_table_it_goes_by(registry: Registry) -> None:
+    entry = ProducerEntry(2, 2, "camera", 99, 5)
+    registration = registry.register_producer(entry)
+    registry.update_producer(registration, ProducerEntry(2, 2, "camera", 99, 5, table=7))
+    assert registry.producers() == [ProducerEntry(2, 2, "camera", 99, 5, 7, this_process())]
+    registration.close()
+
+
+def test_entries_of_other_releases_are_left_out(
+    registry: Registry, etcd: Coordination, caplog: pytest.LogCaptureFixture
+) -> None:
+    etcd.put("producers/0", {"producer_id": 0, "sector": 0, "shoe_size": 43})
+    etcd.put("groups/old/0", {"job": "old"})
+    etcd.put("aggregators/x", 5)
+    registration = registry.register_producer(ProducerEntry(1, 1, "camera", 99, 5))
+    assert [producer.sector for producer in registry.producers()] == [1]
+    assert (registry.groups(), registry.aggregators()) == ([], [])
+    for key in ("producers/0", "groups/old/0", "aggregators/x"):
+        assert f"ignored {key} in etcd" in caplog.text
+    registration.close()
+
+
+def test_who_comes_and_goes_is_noticed(registry: Registry) -> None:
+    seen: list[str] = []
+    watches = [
+        registry.watch_groups(lambda: seen.append("groups")),
+        registry.watch_producers(lambda: seen.append("producers")),
+        registry.watch_aggregators(lambda: seen.append("aggregators")),
+        registry.watch_conductor(lambda: seen.append("conductor")),
+    ]
+    registrations = [
+        registry.register_group(GroupEntry("job-1", 0, 1, "node", RANKS)),
+        registry.register_producer(ProducerEntry(2, 2, "camera", 99, 5)),
+        registry.register_aggregator(AggregatorEntry("a", "edge", 7, "tcp://c:1", "tcp://c:2")),
+        conducting(registry),
+    ]
+    for number, registration in enumerate(registrations):
+        until(lambda number=number: len(seen) >= 4 + number)
+        registration.close()
+    until(lambda: len(seen) == 8)
+    assert sorted(seen) == sorted(2 * ["groups", "producers", "aggregators", "conductor"])
+    for watch in watches:
+        watch.close()
+
+
+# the job that conducts
+
+
+def test_one_job_conducts(registry: Registry, etcd: Coordination) -> None:
+    assert registry.conductor() is None
+    role = conducting(registry)
+    assert registry.conductor() == "job-1"
+    with OtherProcess() as process:
+        other = RegistryOf(etcd, process.identity)
+        assert other.take_conductor("job-2", "node", 200, on_lost=list) is None
+        role.close()
+        second = other.take_conductor("job-2", "node", 200, on_lost=list)
+        assert second is not None
+        assert registry.conductor() == "job-2"
+        assert registry.take_conductor("job-1", "node", 100, on_lost=list) is None
+        process.kill()
+        conducting(registry).close()
+        second.close()
+
+
+def test_tables_are_a_history_with_the_job_that_wrote_each(registry: Registry, role: Registration) -> None:
+    assert registry.latest_routing() is None
+    published = [registry.publish_routing(role, RANKS[: 1 + number % 2]) for number in range(11)]
+    assert [table.version for table in published if table] == list(range(1, 12))
+    for table in published:
+        assert table is not None
+        assert table.conducting == "job-1"
+        assert registry.routing(table.version) == table
+    assert registry.latest_routing() == published[-1], "versions are numbers, not texts"
+    with pytest.raises(CoordinationError, match="no routing table of version 12"):
+        registry.routing(12)
+    role.close()
+
+
+def test_a_job_that_conducts_no_longer_publishes_nothing(registry: Registry, etcd: Coordination) -> None:
+    old = conducting(registry)
+    old.close()
+    assert registry.publish_routing(old, RANKS) is None
+    with OtherProcess() as process:
+        other = RegistryOf(etcd, process.identity)
+        role = conducting(other, "job-2")
+        table = other.publish_routing(role, RANKS)
+        assert registry.publish_routing(old, RANKS) is None
+        assert registry.latest_routing() == table
+        role.close()
+
+
+def test_a_table_whose_answer_was_lost_is_not_written_twice_in_one_attempt(
+    registry: Registry, role: Registration, etcd: Coordination
+) -> None:
+    """etcd3 may repeat a request: its second answer says that the key was there already."""
+    write = etcd.write_while
+
+    def twice(*arguments: Any) -> bool:
+        write(*arguments)
+        return write(*arguments)
+
+    etcd.write_while = twice  # type: ignore[method-assign]
+    table = registry.publish_routing(role, RANKS)
+    assert table is not None
+    assert (table.version, registry.latest_routing()) == (1, table)
+    role.close()
+
+
+def test_a_new_table_is_seen_by_those_who_watch(registry: Registry, role: Registration) -> None:
+    seen: list[RoutingTable] = []
+    first = registry.publish_routing(role, RANKS)
+    watch = registry.watch_routing(seen.append)
+    second = registry.publish_routing(role, RANKS[:1])
+    until(lambda: len(seen) == 2)
+    assert seen == [first, second]
+    watch.close()
+    role.close()
+
+
+def test_keys_that_are_no_versions_are_no_routing_tables(
+    registry: Registry, role: Registration, etcd: Coordination
+) -> None:
+    etcd.put("routing/old", {})
+    assert registry.latest_routing() is None
+    table = registry.publish_routing(role, RANKS)
+    assert table is not None
+    assert (table.version, registry.latest_routing()) == (1, table)
+    role.close()
+
+
+# scans
 
 
 def test_an_announced_scan_is_read_as_it_was_written(registry: Registry) -> None:
@@ -68,6 +254,18 @@ def test_a_scan_is_announced_once(registry: Registry) -> None:
     assert registry.status(record.uid).state is ScanState.STREAMING
 
 
+def test_all_scans_in_the_order_of_their_last_changes(registry: Registry, etcd: Coordination) -> None:
+    assert registry.scans() == {}
+    etcd.put("scans/nonsense/state", {"state": "streaming"})
+    etcd.put(f"scans/{uuid4()}/state", {"state": "unheard of"})
+    uids = [announced(registry).uid for _ in range(3)]
+    assert list(registry.scans()) == uids
+    registry.set_state(uids[0], ScanState.STREAMING)
+    found = registry.scans()
+    assert list(found) == [uids[1], uids[2], uids[0]]
+    assert found[uids[0]] == registry.status(uids[0])
+
+
 def test_states_follow_each_other_and_the_first_end_holds(registry: Registry) -> None:
     uid = announced(registry).uid
     with pytest.raises(IllegalTransition):
@@ -79,6 +277,7 @@ def test_states_follow_each_other_and_the_first_end_holds(registry: Registry) ->
     assert abs(status.since_unix_seconds - time.time()) < 60
     assert not registry.set_state(uid, ScanState.ABORTED)
     assert not registry.set_state(uid, ScanState.DRAINING)
+    assert not registry.set_state(uid, ScanState.FAILED, ScanFailed("something else"))
     assert registry.status(uid) == status
 
 
@@ -86,8 +285,63 @@ def test_a_state_that_is_written_again_is_no_error(registry: Registry) -> None:
     """After a timeout nobody knows whether the first attempt was carried out."""
     uid = announced(registry).uid
     assert registry.set_state(uid, ScanState.STREAMING)
+    status = registry.status(uid)
     assert registry.set_state(uid, ScanState.STREAMING)
-    assert registry.status(uid).state is ScanState.STREAMING
+    assert registry.status(uid) == status
+
+
+def assembling(registry: Registry) -> UUID:
+    uid = announced(registry).uid
+    for state in (ScanState.STREAMING, ScanState.DRAINING, ScanState.ASSEMBLING):
+        assert registry.set_state(uid, state)
+    return uid
+
+
+def test_a_scan_says_what_it_waits_for_in_the_state_it_is_in(registry: Registry) -> None:
+    uid = assembling(registry)
+    since = registry.status(uid).since_unix_seconds
+    for error in (ScanFailed("the disk is full", "free some"), ScanFailed("the folder is gone", "make it"), None):
+        assert registry.set_state(uid, ScanState.ASSEMBLING, error)
+        status = registry.status(uid)
+        assert (status.reason, status.remedy) == ((error.message, error.remedy) if error else ("", ""))
+        assert (status.state, status.since_unix_seconds) == (ScanState.ASSEMBLING, since)
+    assert registry.set_state(uid, ScanState.COMMITTED)
+    assert registry.status(uid).reason == ""
+
+
+def test_only_the_conducting_job_takes_a_scan_on(registry: Registry, etcd: Coordination, role: Registration) -> None:
+    uid = announced(registry).uid
+    assert registry.set_state(uid, ScanState.STREAMING, role=role)
+    role.close()
+    assert not registry.set_state(uid, ScanState.DRAINING, role=role)
+    assert not registry.set_state(uid, ScanState.FAILED, ScanFailed("lost"), role)
+    with OtherProcess() as process:
+        other = conducting(RegistryOf(etcd, process.identity), "job-2")
+        assert not registry.set_state(uid, ScanState.DRAINING, role=role)
+        assert registry.status(uid).state is ScanState.STREAMING
+        assert registry.set_state(uid, ScanState.DRAINING, role=other)
+        other.close()
+    assert registry.status(uid).state is ScanState.DRAINING
+
+
+def test_a_state_that_changes_meanwhile_is_not_overwritten(
+    registry: Registry, etcd: Coordination, role: Registration
+) -> None:
+    uid = announced(registry).uid
+    status = registry.status
+
+    def then_aborted(uid: UUID) -> Any:
+        before = status(uid)
+        registry.status = status  # type: ignore[method-assign]
+        assert registry.set_state(uid, ScanState.ABORTED, ScanFailed("by the user"))
+        return before
+
+    for by in (None, role):
+        registry.status = then_aborted  # type: ignore[method-assign]
+        assert not registry.set_state(uid, ScanState.STREAMING, role=by)
+        assert registry.status(uid).reason == "by the user"
+        uid = announced(registry).uid
+    role.close()
 
 
 def test_of_several_who_end_a_scan_the_first_wins(server: EtcdServer, etcd: Coordination) -> None:
@@ -124,57 +378,30 @@ def together(actions: list[Callable[[], object]]) -> None:
     assert failures == []
 
 
-def test_two_jobs_publish_their_tables_under_different_versions(server: EtcdServer, etcd: Coordination) -> None:
-    published: list[RoutingTable] = []
-
-    def publish(job: str) -> None:
-        with server.connect(etcd.prefix) as connection:
-            registry = Registry(connection, LEASE_SECONDS)
-            published.extend(registry.publish_routing(job, RANKS) for _ in range(5))
-
-    together([lambda: publish("job-1"), lambda: publish("job-2")])
-    assert sorted(table.version for table in published) == list(range(1, 11))
-    registry = Registry(etcd, LEASE_SECONDS)
-    for table in published:
-        assert registry.routing(table.version) == table
-    latest = registry.latest_routing()
-    assert latest is not None
-    assert latest.version == 10, "versions are numbers, not texts"
-    with pytest.raises(CoordinationError, match="no routing table of version 11"):
-        registry.routing(11)
-
-
-def test_there_is_no_table_before_the_first(registry: Registry) -> None:
-    assert registry.latest_routing() is None
-
-
-def test_a_new_table_is_seen_by_those_who_watch(registry: Registry) -> None:
-    seen: list[RoutingTable] = []
-    first = registry.publish_routing("job-1", RANKS)
-    watch = registry.watch_routing(seen.append)
-    second = registry.publish_routing("job-2", RANKS[:1])
-    until(lambda: len(seen) == 2)
-    assert seen == [first, second]
-    watch.close()
-
-
 def test_the_news_of_a_scan_reach_those_who_watch(registry: Registry) -> None:
     record, other = announced(registry), announced(registry)
     one, all_scans = Picture(), Picture()
     watches = [registry.watch_scan(record.uid, one), registry.watch_scans(all_scans)]
     thresholds = Thresholds(background=1.0, xray=2.0, calibrated=True)
     registry.set_state(record.uid, ScanState.STREAMING)
-    registry.write_thresholds(record.uid, thresholds)
+    assert registry.write_thresholds(record.uid, thresholds) == thresholds
     registry.write_end(record.uid, end_of(3))
-    registry.write_fault(record.uid, "producer-1", ScanFailed("no disk", "buy one"))
-    registry.request_abort(record.uid, "by the user")
-    registry.write_summary(record.uid, summary_of(record))
+    registry.write_fault(record.uid, "job-1-rank-1", ScanFailed("no disk", "buy one"))
+    registry.request_abort(record.uid, "by the user", keep=True)
+    registry.redirect(record.uid, "/elsewhere/scan.h5")
+    registry.write_share(record.uid, share(), None)
+    registry.write_summary(record.uid, summary())
     until(lambda: "summary" in one.values)
-    assert set(one.values) == {"record", "state", "thresholds", "ends/3", "faults/producer-1", "abort", "summary"}
-    assert one.values["faults/producer-1"] == {"message": "no disk", "remedy": "buy one"}
-    assert one.values["abort"] == {"reason": "by the user"}
+    assert one.values.keys() == {
+        *("record", "state", "thresholds", "ends/3", "faults/job-1-rank-1"),
+        *("abort", "output", "shares/job-1", "summary"),
+    }
+    assert one.values["faults/job-1-rank-1"] == {"message": "no disk", "remedy": "buy one"}
+    assert one.values["abort"] == {"reason": "by the user", "keep": True}
+    assert one.values["output"] == {"output": "/elsewhere/scan.h5"}
+    assert JobShare.from_json(one.values["shares/job-1"]) == share()
     assert Thresholds.model_validate(one.values["thresholds"]) == thresholds
-    assert registry.summary(record.uid) == summary_of(record)
+    assert registry.summary(record.uid) == summary()
     until(lambda: f"{record.uid}/summary" in all_scans.values)
     assert f"{other.uid}/record" in all_scans.values
     assert registry.summary(other.uid) is None
@@ -182,12 +409,143 @@ def test_the_news_of_a_scan_reach_those_who_watch(registry: Registry) -> None:
         watch.close()
 
 
-def test_facts_of_a_scan_are_written_once(etcd: Coordination, registry: Registry) -> None:
-    record = announced(registry)
-    first = end_of(3)
-    registry.write_end(record.uid, first)
-    registry.write_end(record.uid, first.model_copy(update={"records": 0}))
-    assert etcd.get(f"scans/{record.uid}/ends/3") == first.model_dump(mode="json")
+def test_the_first_end_of_a_sector_holds(registry: Registry) -> None:
+    uid = announced(registry).uid
+    assert registry.ends(uid) == {}
+    assert registry.write_end(uid, end_of(3))
+    assert registry.write_end(uid, end_of(3)), "an attempt whose answer was lost"
+    assert not registry.write_end(uid, end_of(3, records=0))
+    assert not registry.write_end(uid, SectorEnd.cut_short(3, "gone"))
+    cut = SectorEnd.cut_short(1, "gone")
+    assert registry.write_end(uid, cut)
+    assert not registry.write_end(uid, end_of(1))
+    assert registry.ends(uid) == {1: cut, 3: end_of(3)}
+
+
+def test_thresholds_are_pinned_once(registry: Registry) -> None:
+    uid = announced(registry).uid
+    first, second = (Thresholds(background=number, xray=9.0, calibrated=True) for number in (1.0, 2.0))
+    assert registry.write_thresholds(uid, first) == first
+    assert registry.write_thresholds(uid, second) == first
+
+
+def test_a_deployment_knows_whether_a_scan_streams(registry: Registry, etcd: Coordination) -> None:
+    etcd.put("scans/nonsense/state", 5)
+    etcd.put("scans/nonsense/record", "streaming")
+    uid = announced(registry).uid
+    assert not registry.is_streaming()
+    registry.set_state(uid, ScanState.STREAMING)
+    assert registry.is_streaming()
+    registry.set_state(uid, ScanState.DRAINING)
+    assert not registry.is_streaming()
+
+
+# shares
+
+
+def share(*blocks: int, job: str = "job-1", **changes: Any) -> JobShare:
+    made = JobShare(
+        job,
+        BlockSet.of(range(1, 20), blocks),
+        ready=True,
+        journals=(JournalExtent(0, 5, "/journals/rank-0.journal", 36 + len(blocks)),),
+        totals={"frames": 4 * len(blocks)},
+    )
+    return made.changed(**changes)
+
+
+def test_a_job_replaces_its_own_share(registry: Registry) -> None:
+    uid = announced(registry).uid
+    assert registry.shares(uid) == {}
+    assert registry.write_share(uid, share(), None)
+    assert registry.write_share(uid, share(1, 2), share())
+    assert registry.write_share(uid, share(3, job="job-2"), None)
+    assert registry.shares(uid) == {"job-1": share(1, 2), "job-2": share(3, job="job-2")}
+    assert not registry.write_share(uid, share(1, 2, 3), share(1))
+    assert not registry.write_share(uid, share(9), None)
+    assert registry.shares(uid)["job-1"] == share(1, 2)
+    registry.delete_shares(uid)
+    assert registry.shares(uid) == {}
+    assert not registry.write_share(uid, share(1, 2, 3), share(1, 2)), "the scan has been tidied up"
+    assert registry.shares(uid) == {}
+
+
+def test_a_share_whose_answer_was_lost_is_written(
+    registry: Registry, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = announced(registry).uid
+    for method, before, after in (("create", None, share()), ("replace", share(), share(1, 2))):
+        AnswerLost(monkeypatch, etcd, method)
+        with pytest.raises(EtcdUnreachable):
+            registry.write_share(uid, after, before)
+        assert registry.write_share(uid, after, before)
+        assert registry.shares(uid) == {"job-1": after}
+
+
+def test_a_sealed_share_is_the_last_word(registry: Registry, etcd: Coordination) -> None:
+    """Whatever the job, taken for dead, still has to say."""
+    uid = announced(registry).uid
+    assert registry.write_share(uid, share(1, 2), None)
+    with OtherProcess() as process:
+        other = RegistryOf(etcd, process.identity)
+        role = conducting(other, "job-2")
+        sealed = share(1, 2, 3, sealed=True)
+        assert other.seal_share(uid, sealed, role)
+        assert other.seal_share(uid, sealed, role), "an attempt whose answer was lost"
+        for late in (share(1, 2, 3, 4), sealed.changed(sealed=False)):
+            assert not registry.write_share(uid, late, share(1, 2))
+            assert not registry.write_share(uid, late, None)
+        assert registry.shares(uid) == {"job-1": sealed}
+        role.close()
+
+
+def test_what_a_job_wrote_meanwhile_gives_way_to_the_seal(registry: Registry, role: Registration) -> None:
+    uid = announced(registry).uid
+    registry.write_share(uid, share(1, job="job-2"), None)
+    sealed = share(1, job="job-2", sealed=True)
+    registry.write_share(uid, share(1, 2, job="job-2"), share(1, job="job-2"))
+    assert registry.seal_share(uid, sealed, role)
+    assert registry.shares(uid) == {"job-2": sealed}
+    role.close()
+
+
+def test_only_the_conducting_job_seals(registry: Registry, role: Registration) -> None:
+    uid = announced(registry).uid
+    registry.write_share(uid, share(1, job="job-2"), None)
+    role.close()
+    assert not registry.seal_share(uid, share(1, job="job-2", sealed=True), role)
+    assert registry.shares(uid) == {"job-2": share(1, job="job-2")}
+
+
+def test_a_share_that_is_gone_is_not_sealed(registry: Registry, role: Registration) -> None:
+    uid = announced(registry).uid
+    assert not registry.seal_share(uid, share(1, sealed=True), role)
+    assert registry.shares(uid) == {}
+    role.close()
+
+
+def test_a_share_that_is_written_while_it_is_sealed_is_sealed_or_not_at_all(
+    registry: Registry, role: Registration, etcd: Coordination
+) -> None:
+    uid = announced(registry).uid
+    before, later = share(1, job="job-2"), share(1, 2, job="job-2")
+    registry.write_share(uid, before, None)
+    get = etcd.get
+
+    def then_written(key: str) -> Any:
+        value = get(key)
+        etcd.get = get  # type: ignore[method-assign]
+        assert registry.write_share(uid, later, before)
+        return value
+
+    etcd.get = then_written  # type: ignore[method-assign]
+    assert not registry.seal_share(uid, share(1, job="job-2", sealed=True), role)
+    assert registry.shares(uid) == {"job-2": later}
+    assert registry.seal_share(uid, share(1, 2, job="job-2", sealed=True), role)
+    role.close()
+
+
+# for people
 
 
 def test_progress_is_empty_before_the_first(registry: Registry) -> None:
@@ -195,6 +553,20 @@ def test_progress_is_empty_before_the_first(registry: Registry) -> None:
     assert registry.progress(uid) == {}
     registry.write_progress(uid, {"frames": 3})
     assert registry.progress(uid) == {"frames": 3}
+
+
+def test_what_processes_say_of_themselves(registry: Registry) -> None:
+    assert registry.statuses("jobs") == {}
+    registry.write_status("jobs", "job-1", {"ranks": []})
+    registry.write_status("producers", "0", {"sent": 3})
+    registry.write_status("producers", "0", {"sent": 4})
+    jobs, producers = registry.statuses("jobs"), registry.statuses("producers")
+    assert jobs.keys() == {"job-1"}
+    assert jobs["job-1"]["ranks"] == []
+    assert abs(producers["0"].pop("unix_seconds") - time.time()) < 60
+    assert producers == {"0": {"sent": 4}}
+    registry.delete_status("jobs", "job-1")
+    assert registry.statuses("jobs") == {}
 
 
 def test_a_job_is_asked_to_stop(registry: Registry) -> None:
@@ -207,21 +579,3 @@ def test_a_job_is_asked_to_stop(registry: Registry) -> None:
     assert asked == ["job-1", "late"]
     for watch in (*watches, late):
         watch.close()
-
-
-def test_keys_that_are_no_versions_are_no_routing_tables(registry: Registry, etcd: Coordination) -> None:
-    etcd.put("routing/old", {})
-    assert registry.latest_routing() is None
-    table = registry.publish_routing("job-1", RANKS)
-    assert (table.version, registry.latest_routing()) == (1, table)
-
-
-def test_a_deployment_knows_whether_a_scan_streams(registry: Registry, etcd: Coordination) -> None:
-    etcd.put("scans/nonsense/state", 5)
-    etcd.put("scans/nonsense/record", "streaming")
-    uid = announced(registry).uid
-    assert not registry.is_streaming()
-    registry.set_state(uid, ScanState.STREAMING)
-    assert registry.is_streaming()
-    registry.set_state(uid, ScanState.DRAINING)
-    assert not registry.is_streaming()
