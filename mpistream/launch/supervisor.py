@@ -44,8 +44,7 @@ def up(path: Path, groups: int, ranks_per_group: int, base: Path | None = None, 
         raise MpistreamError(f"{path} holds something else than a testbed", "choose another --folder")
     with folder.held():
         goes_on = folder.state() is not None
-        if goes_on:
-            folder.end_leftovers()
+        folder.end_leftovers()
         if fresh or not goes_on:
             folder.clear()
     command = [sys.executable, "-m", "mpistream", "testbed", "supervise", "--folder", str(folder.path)]

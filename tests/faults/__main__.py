@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ def main() -> int:
         command.add_argument("--json", type=Path, help="write the raw figures there")
         command.add_argument("--folder", type=Path, help="for everything; kept where something went wrong")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing may be left behind then either
     seed = int(time.time()) if options.seed is None else options.seed
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mpistream-faults-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -144,7 +144,7 @@ def _leftovers(deployment: Deployment) -> list[str]:
         return ["etcd does not answer"]
     left = [f"a lease without a key: {lease}" for lease in leases - set(stored.leased.values())]
     left += [f"a share of a finished scan: {key}" for key in stored.values if "/shares/" in key]
-    counted = {role: len(deployment.processes(role)) for role in ("producer", "aggregator", "rank", "leader")}
+    counted = Counter(process.role for process in deployment.processes())
     wanted = {"producer": 4, "aggregator": 1, "rank": deployment.ranks - deployment.jobs, "leader": deployment.jobs}
     left += [
         f"{counted[role]} processes are {role}, not {wanted[role]}" for role in wanted if counted[role] != wanted[role]

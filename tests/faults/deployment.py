@@ -96,6 +96,9 @@ class Deployment(ABC):
         return ["--config", str(self.config)]
 
     def processes(self, role: str | None = None) -> list[Process]:
+        """Those of a role, all that have one without it. Where a job has one rank, that is both leader and rank."""
+        if role == "rank" and self.ranks == self.jobs:
+            role = "leader"
         found = processes_of(str(self.folder))
         return [process for process in found if process.role and role in (None, process.role)]
 

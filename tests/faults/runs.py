@@ -44,10 +44,11 @@ class Run:
         seed: str = "",
         disk: SmallDisk | None = None,
     ) -> None:
-        stored = deployment.view.read("conductor")
+        stored = deployment.view.read("groups/")
         assert stored is not None, "etcd does not answer before the scan"
         self.deployment = deployment
         self.watch = ScanWatch(deployment, output, stored.revision)
+        self.watch.jobs = {key.partition("/")[0]: 0.0 for key in stored.below("groups/")}
         self.scene = Scene(deployment, self.watch, random.Random(seed), disk)
         self.injections = [inject(fault, self.scene) for fault in faults]
         self._usual_seconds = usual_seconds

@@ -1,6 +1,7 @@
-"""MPI jobs, producers and their registrations as tests need them: in one process, though each is another one in etcd."""
+"""Jobs and producers in etcd as tests need them: made up in one process, though each is said to be another one."""
 
 import subprocess
+import zlib
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -62,12 +63,20 @@ class RegistryOf(Registry):
         return self._etcd.take_role("conductor", value, self.lease_seconds, on_lost)
 
 
-def ranks_of(job: str, ranks: int = 2, groups: int = 1) -> tuple[RankEndpoints, ...]:
+def ranks_of(job: str, ranks: int = 2, groups: int = 1, process: str = "") -> tuple[RankEndpoints, ...]:
     """Incarnations differ from job to job."""
-    first = int.from_bytes(job.encode(), "little") % 10**9
+    first = zlib.crc32(job.encode())
     return tuple(
         RankEndpoints(
-            rank, rank * groups // ranks, "node", 100 + rank, first + rank, f"tcp://{job}:{rank}", "tcp://a", job
+            rank,
+            rank * groups // ranks,
+            "node",
+            100 + rank,
+            first + rank,
+            f"tcp://{job}:{rank}",
+            "tcp://a",
+            job,
+            process,
         )
         for rank in range(ranks)
     )

@@ -35,7 +35,9 @@ def registry(etcd: Coordination) -> Registry:
 
 @pytest.fixture
 def role(registry: Registry) -> Iterator[Registration]:
-    yield conducting(registry)
+    role = conducting(registry)
+    yield role
+    role.close()
 
 
 def conducting(registry: Registry, job: str = "job-1") -> Registration:
@@ -178,7 +180,6 @@ def test_tables_are_a_history_with_the_job_that_wrote_each(registry: Registry, r
     assert registry.latest_routing() == published[-1], "versions are numbers, not texts"
     with pytest.raises(CoordinationError, match="no routing table of version 12"):
         registry.routing(12)
-    role.close()
 
 
 def test_a_job_that_conducts_no_longer_publishes_nothing(registry: Registry, etcd: Coordination) -> None:
@@ -208,7 +209,6 @@ def test_a_table_whose_answer_was_lost_is_not_written_twice_in_one_attempt(
     table = registry.publish_routing(role, RANKS)
     assert table is not None
     assert (table.version, registry.latest_routing()) == (1, table)
-    role.close()
 
 
 def test_a_new_table_is_seen_by_those_who_watch(registry: Registry, role: Registration) -> None:
@@ -219,7 +219,6 @@ def test_a_new_table_is_seen_by_those_who_watch(registry: Registry, role: Regist
     until(lambda: len(seen) == 2)
     assert seen == [first, second]
     watch.close()
-    role.close()
 
 
 def test_keys_that_are_no_versions_are_no_routing_tables(
@@ -230,7 +229,6 @@ def test_keys_that_are_no_versions_are_no_routing_tables(
     table = registry.publish_routing(role, RANKS)
     assert table is not None
     assert (table.version, registry.latest_routing()) == (1, table)
-    role.close()
 
 
 # scans
@@ -341,7 +339,6 @@ def test_a_state_that_changes_meanwhile_is_not_overwritten(
         assert not registry.set_state(uid, ScanState.STREAMING, role=by)
         assert registry.status(uid).reason == "by the user"
         uid = announced(registry).uid
-    role.close()
 
 
 def test_of_several_who_end_a_scan_the_first_wins(server: EtcdServer, etcd: Coordination) -> None:
@@ -506,7 +503,6 @@ def test_what_a_job_wrote_meanwhile_gives_way_to_the_seal(registry: Registry, ro
     registry.write_share(uid, share(1, 2, job="job-2"), share(1, job="job-2"))
     assert registry.seal_share(uid, sealed, role)
     assert registry.shares(uid) == {"job-2": sealed}
-    role.close()
 
 
 def test_only_the_conducting_job_seals(registry: Registry, role: Registration) -> None:
@@ -521,7 +517,6 @@ def test_a_share_that_is_gone_is_not_sealed(registry: Registry, role: Registrati
     uid = announced(registry).uid
     assert not registry.seal_share(uid, share(1, sealed=True), role)
     assert registry.shares(uid) == {}
-    role.close()
 
 
 def test_a_share_that_is_written_while_it_is_sealed_is_sealed_or_not_at_all(
@@ -542,7 +537,6 @@ def test_a_share_that_is_written_while_it_is_sealed_is_sealed_or_not_at_all(
     assert not registry.seal_share(uid, share(1, job="job-2", sealed=True), role)
     assert registry.shares(uid) == {"job-2": later}
     assert registry.seal_share(uid, share(1, 2, job="job-2", sealed=True), role)
-    role.close()
 
 
 # for people
