@@ -51,8 +51,8 @@ build/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard tests/fuzz/*.h ext/*.h)
 
 faults: setup ## processes killed, links cut, disks full while scans stream: FAULT_TRIALS kills (80); FAULT_SEED repeats
 	@mkdir -p build
-	$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json
-	$(BIN)/python -m tests.faults soak --seed $(FAULT_SEED) --json build/soak.json
+	@$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json; \
+	    campaign=$$?; $(BIN)/python -m tests.faults soak --json build/soak.json && exit $$campaign
 
 format: setup ## rewrites the sources as ruff wants them
 	$(BIN)/ruff check --fix .

@@ -5,8 +5,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +26,19 @@ PRODUCERS, AGGREGATOR, RANKS, ETCD = "producers", "aggregator", "ranks", "etcd"
 STREAMING = (PRODUCERS, AGGREGATOR, RANKS)
 _ROLES = {"producer": PRODUCERS, "aggregator": AGGREGATOR, "consumer": RANKS, "etcd": ETCD}
 
-_WITHOUT_ACKNOWLEDGEMENTS = "mpistream.benchmarks.rank_without_acknowledgements"
+_RANK = "mpistream.benchmarks.rank_without_acknowledgements"
+#: For glibc; other libraries take no notice.
+_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 _TIDY_SECONDS = 30.0
 _ATTEMPTS = 3
-_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a scan is streamed. Without ``acknowledged`` the ranks are the benchmark's own ones."""
+    """How a scan is streamed. One that is not acknowledged has no journal, and exists in this benchmark only."""
 
     name: str
-    acknowledged: bool
+    is_acknowledged: bool
     durability: Durability
 
 
@@ -58,29 +59,29 @@ class StreamCost:
         return sum(self.cpu_seconds[role] for role in STREAMING)
 
 
-class TestbedWithoutAcknowledgements(Testbed):
-    """Its ranks tell the producers nothing."""
+class BenchmarkTestbed(Testbed):
+    """Its ranks can do without acknowledgements."""
 
     __test__ = False
 
     def _start(self, role: str, name: str, command: list[str], processes: int = 1) -> None:
         if role == "mpiexec":
-            rank = [sys.executable, "-m", _WITHOUT_ACKNOWLEDGEMENTS, str(self.folder.config_path)]
+            rank = [sys.executable, "-m", _RANK, str(self.folder.config_path)]
             command = [mpiexec(), "-n", str(self._ranks), *rank]
         super()._start(role, name, command, processes)
 
 
+@dataclass(frozen=True)
 class Streams:
-    """Two running testbeds, one with acknowledgements and one without, and the sector files that they stream.
+    """A running testbed, and the sector files that it streams.
 
     ``folder`` is where journals and datasets are written.
     """
 
-    def __init__(self, testbeds: dict[bool, Testbed], sectors: Path, counting: CountingParameters, folder: Path):
-        self._testbeds = testbeds
-        self._sectors = sectors
-        self._counting = counting
-        self._folder = folder
+    testbed: Testbed
+    sectors: Path
+    counting: CountingParameters
+    folder: Path
 
     @classmethod
     @contextmanager
@@ -91,15 +92,11 @@ class Streams:
         place = Path(tempfile.mkdtemp(prefix="mpistream-bench-"))
         config = Config(stream=StreamConfig(window_bytes=window_bytes(frames)))
         try:
-            with ExitStack() as running:
-                testbeds: dict[bool, Testbed] = {}
-                for acknowledged, kind in ((True, Testbed), (False, TestbedWithoutAcknowledgements)):
-                    held = TestbedFolder(place / ("acknowledged" if acknowledged else "unacknowledged"))
-                    running.enter_context(held.held())
-                    testbeds[acknowledged] = running.enter_context(kind(held, 1, ranks, base=config))
-                yield cls(testbeds, sectors, counting, folder)
+            held = TestbedFolder(place)
+            with memory_is_kept(), held.held(), BenchmarkTestbed(held, 1, ranks, base=config) as testbed:
+                yield cls(testbed, sectors, counting, folder)
         except MpistreamError as error:
-            raise type(error)(error.message, f"{error.remedy}\n  logs: {place}/*/logs".strip()) from error
+            raise type(error)(error.message, f"{error.remedy}\n  logs: {held.logs}".strip()) from error
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
@@ -108,29 +105,64 @@ class Streams:
     def stream(self, mode: Mode) -> StreamCost:
         """Streams the scan once. Where blocks had to be sent again it does not count, and is repeated."""
         for _ in range(_ATTEMPTS):
-            cost = self._stream(self._testbeds[mode.acknowledged], mode)
+            cost = self._stream(mode)
             if cost.summary.counters.blocks_repeated == 0:
                 return cost
         raise MpistreamError(
             f"blocks were sent again in each of {_ATTEMPTS} streams ({mode.name})", "let less run beside it"
         )
 
-    def _stream(self, testbed: Testbed, mode: Mode) -> StreamCost:
-        output = self._folder / "dataset.h5"
-        draft, _ = draft_scan(ScanRequest(f"files:{self._sectors}", output, self._counting), testbed.config)
-        draft = draft.model_copy(update={"durability": mode.durability})
-        pids = list(_pids(testbed))
+    def _stream(self, mode: Mode) -> StreamCost:
+        output = self.folder / "dataset.h5"
+        draft, _ = draft_scan(ScanRequest(f"files:{self.sectors}", output, self.counting), self.testbed.config)
+        journals = draft.journals if mode.is_acknowledged else ""
+        draft = draft.model_copy(update={"durability": mode.durability, "journals": journals})
         try:
-            before = cpu_seconds(pids)
-            record = announce(testbed.registry, draft)
-            end = _follow(testbed, record)
-            _wait_until_tidied_up(testbed, record)
-            after = cpu_seconds(pids)
+            before = self.cpu_seconds()
+            record = announce(self.testbed.registry, draft)
+            end = _follow(self.testbed, record)
+            _wait_until_tidied_up(self.testbed, record)
+            after = self.cpu_seconds()
         finally:
             output.unlink(missing_ok=True)
-            shutil.rmtree(draft.journals, ignore_errors=True)
+            if journals:
+                shutil.rmtree(journals, ignore_errors=True)
         used = {role: after[role] - before[role] for role in before}
         return StreamCost(used, end.status.since_unix_seconds - record.announced_unix_seconds, end.summary)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """User and system time so far, by role. mpiexec is left out: it only waits."""
+        seconds: dict[str, float] = {}
+        for entry in (*registered_processes(self.testbed.registry), *self.testbed.unregistered_processes()):
+            if entry.role in _ROLES:
+                role = _ROLES[entry.role]
+                seconds[role] = seconds.get(role, 0.0) + cpu_seconds_of(entry.pid)
+        return seconds
+
+
+@contextmanager
+def memory_is_kept() -> Iterator[None]:
+    """Processes that are started meanwhile do not give memory back to the system.
+
+    Otherwise what a stream costs depends on how much of its memory is new to its processes: without acknowledgements
+    all of it would be, and the comparison would be one of page faults.
+    """
+    before = {name: os.environ.get(name) for name in _MALLOC}
+    os.environ.update(_MALLOC)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """User and system time of a process, ended threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def window_bytes(frames: int) -> int:
@@ -138,22 +170,6 @@ def window_bytes(frames: int) -> int:
     block_frames = StreamConfig().block_frames
     blocks = -(-frames // block_frames) + 1
     return max(blocks, 2) * SECTORS * block_frames * RECORD_BYTES
-
-
-def cpu_seconds(processes: Iterable[tuple[str, int]]) -> dict[str, float]:
-    """User and system time so far, ended threads included, by role; ``processes`` are roles and pids."""
-    seconds: dict[str, float] = {}
-    for role, pid in processes:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        seconds[role] = seconds.get(role, 0.0) + (int(fields[11]) + int(fields[12])) * _TICK_SECONDS
-    return seconds
-
-
-def _pids(testbed: Testbed) -> Iterator[tuple[str, int]]:
-    """Roles and pids of all that is measured: mpiexec only waits."""
-    for entry in (*registered_processes(testbed.registry), *testbed.unregistered_processes()):
-        if entry.role in _ROLES:
-            yield _ROLES[entry.role], entry.pid
 
 
 def _follow(testbed: Testbed, record: ScanRecord) -> ScanEnd:
@@ -172,7 +188,7 @@ def _follow(testbed: Testbed, record: ScanRecord) -> ScanEnd:
 def _wait_until_tidied_up(testbed: Testbed, record: ScanRecord) -> None:
     """Removing the journals belongs to what they cost."""
     deadline = time.monotonic() + _TIDY_SECONDS
-    while testbed.registry.shares(record.uid) or Path(record.journals).exists():
+    while testbed.registry.shares(record.uid) or (record.journals and Path(record.journals).exists()):
         if time.monotonic() > deadline:
             raise ScanFailed(f"the journals of a finished scan were not removed: {record.journals}")
         time.sleep(0.05)

@@ -1,10 +1,10 @@
-"""A rank that tells the producers nothing. For `mpistream bench durability` only: the product has no such mode.
+"""The rank that `mpistream bench durability` runs: where it is told to, it does not acknowledge.
 
     mpiexec -n 2 python -m mpistream.benchmarks.rank_without_acknowledgements CONFIG.toml
 
-It is the product's rank but for two methods: blocks are counted, and neither acknowledged nor ever asked for again.
-What is lost on its way stays lost, so producers need a window that holds their whole sector of a scan. Whether there
-is a journal is in a scan's record, as always.
+A scan whose record names no folder for journals is counted, and nothing of it is ever acknowledged or asked for again:
+what is lost on its way stays lost, and producers need a window that holds their whole sector. All other scans are
+received by the product's own code. The product has no such mode: it is there only to be compared with.
 """
 
 import logging
@@ -13,22 +13,39 @@ from pathlib import Path
 
 from mpistream.model.config import Config
 from mpistream.model.protocol import BlockHeader
+from mpistream.model.scan import ScanRecord
+from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline import receiver
 from mpistream.pipeline.rank_scan import RankScan
 
 
+def is_acknowledged(record: ScanRecord) -> bool:
+    """Otherwise this scan is streamed as if there were no acknowledgements."""
+    return bool(record.journals)
+
+
 class UnacknowledgedScan(RankScan):
-    """What it has counted is known to this job only."""
+    """What has been counted of it is known to this job only."""
 
     def _owe_acknowledgement(self, header: BlockHeader) -> None:
         pass
 
 
-class SilentReceiver(receiver.RankReceiver):
-    """Never asks the producers for anything: without acknowledgements they would send everything again."""
+class AcknowledgedOrNot(RankScan):
+    """Prepares a scan of the one kind or of the other."""
+
+    @classmethod
+    def prepare(cls, record: ScanRecord, detectors: VirtualDetectors, rank: int, incarnation: int) -> RankScan:
+        kind = RankScan if is_acknowledged(record) else UnacknowledgedScan
+        return kind.prepare(record, detectors, rank, incarnation)
+
+
+class BenchmarkReceiver(receiver.RankReceiver):
+    """Does not ask for what is lost of a scan without acknowledgements: all of it would be sent again."""
 
     def _ask_for_what_is_lost(self) -> None:
-        pass
+        if all(is_acknowledged(scan.record) for scan in self._scans.values()):
+            super()._ask_for_what_is_lost()
 
 
 def main() -> None:
@@ -36,8 +53,8 @@ def main() -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)
-    vars(receiver)["RankScan"] = UnacknowledgedScan
-    vars(rank)["RankReceiver"] = SilentReceiver
+    vars(receiver)["RankScan"] = AcknowledgedOrNot
+    vars(rank)["RankReceiver"] = BenchmarkReceiver
     rank.run_rank(lambda: Config.load(Path(sys.argv[1])))
 
 

@@ -187,7 +187,10 @@ class ScanFollower:
     def _ended(self) -> ScanEnd:
         summary = self._persist(lambda: self._registry.summary(self._record.uid))
         if summary is None:
-            raise ScanFailed(self._status.reason or f"the scan ended {self._status.state}", self._status.remedy)
+            status = self._status
+            raise ScanFailed(
+                status.reason or f"the scan ended {status.state}", status.remedy or "there is no dataset; scan again"
+            )
         return ScanEnd(self._status, summary)
 
     def _persist(self, action: Callable[[], _T]) -> _T:

@@ -8,7 +8,6 @@ is `mpistream aggregate ...` with it. The file holds a ``Rule``; while there is 
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,11 +41,18 @@ class Rule:
         partial.rename(path)
 
 
+def counts_file(rule: Path, what: str) -> Path:
+    """Where it is told how many of the ``what`` (blocks or answers) were dropped, doubled and delayed so far."""
+    return rule.with_name(f"{rule.stem}-{what}.counts")
+
+
 class _Mischief:
     """Decides what becomes of each message."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str) -> None:
         self._path = path
+        self._counts_path = counts_file(path, what)
+        self._counts = {"dropped": 0, "doubled": 0, "delayed": 0}
         self._rule: Rule | None = None
         self._random = random.Random(0)
         self._next_look = 0.0
@@ -60,11 +66,16 @@ class _Mischief:
             return [message]
         chance = self._random.random()
         if chance < rule.drop:
+            self._counts["dropped"] += 1
             return []
         if chance < rule.drop + rule.delay:
+            self._counts["delayed"] += 1
             self._held.append((time.monotonic() + self._random.random() * rule.delay_seconds, message))
             return []
-        return [message] * (2 if chance > 1 - rule.duplicate else 1)
+        if chance > 1 - rule.duplicate:
+            self._counts["doubled"] += 1
+            return [message, message]
+        return [message]
 
     def due(self) -> list[Any]:
         """What was held back for long enough, the latest first."""
@@ -84,6 +95,9 @@ class _Mischief:
         if rule != self._rule:
             self._rule = rule
             self._random = random.Random(rule.seed if rule else 0)
+            self._counts = dict.fromkeys(self._counts, 0)
+        if rule is not None:
+            self._counts_path.write_text(json.dumps(self._counts))
 
 
 class _Blocks:
@@ -126,7 +140,8 @@ def chaotic(aggregator: Callable[..., Aggregator], path: Path) -> Callable[..., 
     """Makes aggregators whose inlets misbehave."""
 
     def make(sockets: Any, data_inlet: Any, answer_inlet: Any, *others: Any) -> Aggregator:
-        blocks, answers = _Blocks(data_inlet, _Mischief(path)), _Answers(answer_inlet, _Mischief(path))
+        blocks = _Blocks(data_inlet, _Mischief(path, "blocks"))
+        answers = _Answers(answer_inlet, _Mischief(path, "answers"))
         return aggregator(sockets, blocks, answers, *others)
 
     return make
@@ -134,4 +149,4 @@ def chaotic(aggregator: Callable[..., Aggregator], path: Path) -> Callable[..., 
 
 if __name__ == "__main__":
     mpistream.pipeline.aggregator.Aggregator = chaotic(Aggregator, Path(os.environ["MPISTREAM_CHAOS"]))  # type: ignore
-    sys.exit(main())
+    main()

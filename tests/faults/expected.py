@@ -145,7 +145,7 @@ def false_losses(path: Path, source: str, lossless: Path) -> list[str]:
     elif not np.array_equal(recorded, truth[frames]):
         wrong.append(f"{path.name}: the missing sectors are not those that the source lost")
     whole = np.flatnonzero(truth == 0).tolist()
-    changed = [frame for frame in whole if not np.array_equal(found.get(frame), wanted.get(frame))]
+    changed = [frame for frame in whole if frame not in found or not np.array_equal(found[frame], wanted[frame])]
     if changed:
         wrong.append(f"{path.name}: {len(changed)} frames that lost nothing are not the same, from frame {changed[0]}")
     return wrong

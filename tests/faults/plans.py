@@ -94,9 +94,8 @@ def _point(chance: random.Random, point: str, turn: int) -> Plan:
     stopped = turn % 4 == 3
     at = chance.uniform(0.05, 0.5) if point in _OFTEN else -1.0
     fault = Fault("point", point, at, chance.uniform(0.5, 8.0) if stopped else 0.0, "STOP" if stopped else "KILL")
-    faults = (fault,)
-    if point in _AFTER_A_LOSS:
-        faults = (fault, Fault("kill", "rank", chance.uniform(0.1, 0.6)))
+    loss = Fault("kill", "rank", chance.uniform(0.1, 0.6))
+    faults = (fault, loss) if point in _AFTER_A_LOSS else (fault,)
     if point.startswith("aggregator"):
         variant = chance.choice(("given", "calibrated", "lossy"))
     else:

@@ -1,11 +1,12 @@
 """Faults of what a deployment stands on: etcd, the network, the aggregator's good conduct, the disk."""
 
+import json
 import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
 
-from tests.faults.chaos import Rule
+from tests.faults.chaos import Rule, counts_file
 from tests.faults.injections import Fault, Injection, Kill, Point, Scene, Stop
 from tests.faults.processes import Process
 
@@ -126,18 +127,30 @@ class SlowLink(_WholeScan):
 
 @dataclass
 class Chaos(_WholeScan):
-    """The aggregator loses, doubles, delays and reorders. ``detail``: the seed."""
+    """The aggregator loses, doubles, delays and reorders. ``detail``: the seed. It has struck when it has done each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def label(fault: Fault) -> str:
         return "aggregator drops, doubles, delays, reorders"
 
     def begin(self) -> bool:
-        Rule(int(self.fault.detail), drop=0.01, duplicate=0.05, delay=0.1).write(self.scene.by_hand.chaos)
+        Rule(int(self.fault.detail), drop=0.02, duplicate=0.05, delay=0.1).write(self.scene.by_hand.chaos)
         return True
 
     def end(self) -> None:
-        self.scene.by_hand.chaos.unlink(missing_ok=True)
+        rule = self.scene.by_hand.chaos
+        rule.unlink(missing_ok=True)
+        counts = counts_file(rule, "blocks")
+        if counts.exists():
+            self.counts = json.loads(counts.read_text())
+            self.notes.append(f"blocks: {self.counts}")
+            counts.unlink()
+
+    @property
+    def has_struck(self) -> bool:
+        return bool(self.counts) and all(self.counts.values())
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The processes started one by one from a configuration file, as on several hosts."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ START_SECONDS = 60
 PRODUCERS = tuple(f"producers/{sector}" for sector in range(SECTORS))
 AGGREGATOR = "aggregators/second"
 REGISTRATIONS = {*PRODUCERS, AGGREGATOR, "groups/0", "groups/1"}
+ABSENT_SECONDS = 3.0
 LEASE_SECONDS = 30  # so long that a registration that is gone soon was withdrawn
 
 
@@ -31,7 +33,7 @@ def config(place: Path) -> Iterator[Path]:
     config = place / "mpistream.toml"
     config.write_text(
         f'deployment = "by-hand"\n[etcd]\nendpoints = ["{endpoint}"]\nlease_seconds = {LEASE_SECONDS}\n'
-        "[ranks]\nranks_per_group = 2\n"
+        f"[stream]\nabsent_seconds = {ABSENT_SECONDS}\n[ranks]\nranks_per_group = 2\n"
     )
     command = etcd_command(place / "etcd", client, peer)
     with (place / "etcd.log").open("wb") as log:
@@ -143,6 +145,46 @@ def test_sigterm_withdraws_a_process(deployment: Deployment, output: Path, name:
     deployment.start(name)
     deployment.wait_until_registered()
     deployment.scan("sim:2x2", output).succeeded()
+
+
+def start_scan(deployment: Deployment, output: Path) -> "subprocess.Popen[str]":
+    """A scan that has got so far that frames are counted."""
+    command = deployment.cli.start(
+        *("testbed", "scan", "--config", deployment.config, "--source", "sim:40x40?electrons=50", "--output", output),
+        *("--background", 60, "--xray", 2000, "--json"),
+    )
+
+    def is_streaming() -> bool:
+        assert command.poll() is None, finish(command)
+        progress = etcd_values(deployment.config, "/by-hand/progress/")
+        states = etcd_values(deployment.config, "/by-hand/scans/")
+        running = [key.split("/")[3] for key, value in states.items() if value.get("state") == "streaming"]
+        return any(progress.get(f"/by-hand/progress/{uid}", {"frames": 0})["frames"] > 100 for uid in running)
+
+    wait_until(is_streaming, START_SECONDS, "a stream")
+    return command
+
+
+def test_a_producer_that_ends_and_is_started_again(deployment: Deployment, output: Path) -> None:
+    command = start_scan(deployment, output)
+    deployment.commands[PRODUCERS[2]].send_signal(signal.SIGTERM)
+    deployment.wait_until_withdrawn(PRODUCERS[2])
+    deployment.start(PRODUCERS[2])
+    report = finish(command).last_json
+    assert (report["state"], report["frames"], report["frames_incomplete"]) == ("committed", 1600, 0)
+
+
+def test_a_producer_that_stays_away(deployment: Deployment, output: Path) -> None:
+    """The scan goes on without its sector after a while; the exit status says that something is missing."""
+    command = start_scan(deployment, output)
+    deployment.commands[PRODUCERS[2]].send_signal(signal.SIGTERM)
+    ended = finish(command)
+    assert ended.status == 3, ended
+    assert "the scan is incomplete" in ended.stderr
+    report = json.loads(ended.stdout.splitlines()[-1])
+    assert (report["state"], report["complete"], report["frames"]) == ("incomplete", False, 1600)
+    assert 0 < report["frames_incomplete"] < 1600
+    assert output.exists()
 
 
 def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:

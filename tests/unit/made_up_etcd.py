@@ -172,7 +172,7 @@ class Client:
     def renew(self) -> None:
         """What the threads of the registrations do."""
         if not self.is_unreachable:
-            for registration in list(self.registrations):
+            for registration in [one for one in self.registrations if not one.is_closed]:
                 registration.renew()
 
     def end(self) -> None:
@@ -186,7 +186,7 @@ class MadeUpRegistration:
     def __init__(self, client: Client, key: str, value: Any, on_lost: Callable[[], None] | None) -> None:
         self.key = key
         self.value = value
-        self.is_held = False
+        self.is_held = self.is_closed = False
         self.is_taken_since: float | None = None
         self.renewed = client.etcd.now()
         self._client = client
@@ -225,7 +225,7 @@ class MadeUpRegistration:
         if self.can_be_taken:
             self.take()
         elif self._on_lost is not None:
-            self._client.registrations.remove(self)
+            self.is_closed = True
             self._on_lost()
         else:
             self.is_taken_since = now if self.is_taken_since is None else self.is_taken_since
@@ -233,10 +233,10 @@ class MadeUpRegistration:
                 raise CoordinationError(f"{self.key} is already there")
 
     def close(self) -> None:
-        if self in self._client.registrations:
-            self._client.registrations.remove(self)
-            if self.is_held and not self._client.is_unreachable:
-                self.run_out()
+        """Where etcd does not answer, the lease runs out by itself."""
+        self.is_closed = True
+        if self.is_held and not self._client.is_unreachable:
+            self.run_out()
 
 
 class MadeUpWatch:

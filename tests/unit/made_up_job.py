@@ -22,7 +22,7 @@ from mpistream.model.protocol import Encoding
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, SectorEnd
 from mpistream.pipeline import job_scan
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
-from mpistream.storage.journal import JournalWriter
+from mpistream.storage.journal import JournalWriter, read_journal
 from tests.unit.made_up_registry import LEASE_SECONDS, OtherProcess, RegistryOf, ranks_of, vanish
 from tests.unit.picture import until
 from tests.unit.registered import summary
@@ -41,6 +41,8 @@ class MadeUpJob:
         self.groups = groups
         self.told: list[JobMessage] = []
         self.errors: list[BaseException] = []
+        #: for each order to write the dataset, the blocks in the journals that are to be read for it
+        self.read: list[list[int]] = []
         #: what the ranks do when they are told to prepare for a scan
         self.prepare: Callable[[MadeUpJob, ScanRecord], None] = MadeUpJob.all_get_ready
         #: what the main threads answer to an order to write the dataset; nothing: the test answers
@@ -53,11 +55,14 @@ class MadeUpJob:
         self._ended = False
 
     def start(self) -> None:
-        for group in range(self.groups):
+        self.register(*range(self.groups))
+        self.leader.start()
+
+    def register(self, *groups: int) -> None:
+        for group in groups:
             ranks = tuple(rank for rank in self.ranks if rank.group == group)
             entry = GroupEntry(self.name, group, self.groups, "node", ranks)
             self._registrations.append(self.registry.register_group(entry))
-        self.leader.start()
 
     def identifies(self, thread: threading.Thread) -> bool:
         return thread is self.leader._thread
@@ -82,6 +87,9 @@ class MadeUpJob:
                 for rank in range(len(self.ranks)):
                     self._say_counted(rank, UUID(message.fields["uid"]), flushed=True)
             case JobMessageKind.ASSEMBLE:
+                uid, journals = UUID(message.fields["uid"]), message.fields["journals"]
+                blocks = [block for path, good in journals for block in read_journal(Path(path), good, scan_uid=uid)]
+                self.read.append(sorted(block.block for block in blocks))
                 if (outcome := self.assemble(message.fields)) is not None:
                     self.leader.news.put(outcome)
 
@@ -167,9 +175,9 @@ class MadeUpJob:
         """As when it is told to end."""
         if not self._ended:
             self._ended = True
-            for registration in self._registrations:
-                registration.close()
-            self.leader.close()
+            self.lose_leases()
+            if self.leader._thread.ident is not None:
+                self.leader.close()
         for journal in self._journals.values():
             if journal is not None:
                 journal.close()
@@ -203,13 +211,18 @@ class MadeUpDeployment:
         thread = threading.current_thread()
         return next(job.process.identity for job in self.jobs if job.identifies(thread))
 
-    def start_job(self, name: str, ranks: int = 2, groups: int = 1, **changes: Any) -> MadeUpJob:
-        """Returns when its leader has come round: the first one conducts."""
+    def make_job(self, name: str, ranks: int = 2, groups: int = 1) -> MadeUpJob:
+        """One that has not started yet."""
         self._connections.append(self._connect())
         job = MadeUpJob(self._connections[-1], name, Config.load(None, self.values), ranks, groups)
+        self.jobs.append(job)
+        return job
+
+    def start_job(self, name: str, **changes: Any) -> MadeUpJob:
+        """Returns when its leader has come round: the first one conducts."""
+        job = self.make_job(name)
         for attribute, value in changes.items():
             setattr(job, attribute, value)
-        self.jobs.append(job)
         job.start()
         until(lambda: name in self.registry.statuses("jobs") or job.errors)
         assert job.errors == []

@@ -87,7 +87,7 @@ def vanish(registration: Registration) -> None:
     registration._closed.set()
     if registration._thread.is_alive():
         registration._thread.join(timeout=10)
-    registration._coordination.close()
+    registration._client.close()
 
 
 class MadeUpProducers:

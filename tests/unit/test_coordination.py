@@ -216,7 +216,7 @@ def test_a_registration_whose_lease_was_revoked_is_written_again(server: EtcdSer
 def test_a_registration_is_tried_again_until_the_key_is_there(server: EtcdServer, etcd: Coordination) -> None:
     """etcd may be lost again between the new lease and the key."""
     registration = etcd.register("producers/1", {"pid": 7}, LEASE_SECONDS)
-    create, failures = registration._coordination.create_leased, []
+    create, failures = registration._client.create_leased, []
 
     def fail_twice(*arguments: Any) -> bool:
         if len(failures) < 2:
@@ -224,7 +224,7 @@ def test_a_registration_is_tried_again_until_the_key_is_there(server: EtcdServer
             raise EtcdUnreachable("no etcd reachable")
         return create(*arguments)
 
-    registration._coordination.create_leased = fail_twice  # type: ignore[method-assign]
+    registration._client.create_leased = fail_twice  # type: ignore[method-assign]
     revoke_lease(server, etcd, "producers/1")
     until(lambda: etcd.get("producers/1") == {"pid": 7}, seconds=3 * LEASE_SECONDS + 3)
     assert len(failures) == 2
@@ -238,7 +238,7 @@ def test_a_registration_whose_answer_was_lost_is_its_own(
     registration = etcd.register("producers/1", {"pid": 7, "host": "edge"}, LEASE_SECONDS)
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
-    create, failures = registration._coordination.create_leased, []
+    create, failures = registration._client.create_leased, []
 
     def answer_the_second_time(*arguments: Any) -> bool:
         written = create(*arguments)
@@ -247,7 +247,7 @@ def test_a_registration_whose_answer_was_lost_is_its_own(
             raise EtcdUnreachable("no etcd reachable")
         return written
 
-    registration._coordination.create_leased = answer_the_second_time  # type: ignore[method-assign]
+    registration._client.create_leased = answer_the_second_time  # type: ignore[method-assign]
     revoke_lease(server, etcd, "producers/1")
     until(lambda: failures, seconds=LEASE_SECONDS + 3)
     time.sleep(2 * LEASE_SECONDS + 2.5)
@@ -490,13 +490,13 @@ def test_an_update_outlives_etcd_and_its_data(tmp_path: Path) -> None:
 def test_an_update_that_etcd_did_not_take_is_written_later(etcd: Coordination) -> None:
     """Though the lease has never run out."""
     registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
-    put = registration._coordination.put
+    put = registration._client.put
 
     def refuse(*arguments: Any) -> None:
-        registration._coordination.put = put  # type: ignore[method-assign]
+        registration._client.put = put  # type: ignore[method-assign]
         raise EtcdUnreachable("no etcd reachable")
 
-    registration._coordination.put = refuse  # type: ignore[method-assign]
+    registration._client.put = refuse  # type: ignore[method-assign]
     with pytest.raises(EtcdUnreachable):
         registration.update(mine(table=3))
     with closing(registration):

@@ -1,70 +1,415 @@
-"""A rank's receiving thread, over its real sockets: what one scan's orders do to it and to the next scan."""
+"""A rank's receiving thread, over its real sockets: blocks in, acknowledgements and news out."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
 from mpistream.model.config import Config
+from mpistream.model.geometry import SECTORS
 from mpistream.model.job_messages import JobMessage, JobMessageKind
-from mpistream.model.routing_table import RoutingTable
-from mpistream.model.scan import CountingParameters, ScanRecord, Thresholds
-from mpistream.pipeline.receiver import Order, RankReceiver
+from mpistream.model.protocol import Ack, Hello, Want
+from mpistream.model.routing_table import RankEndpoints, RoutingTable
+from mpistream.model.scan import CountingParameters, ScanRecord, SectorEnd, Thresholds
+from mpistream.pipeline.receiver import CountedScan, Order, RankReceiver, StopOrder
 from mpistream.pipeline.watchdog import Watchdog
+from mpistream.reduction.calibration import SampleStatistics
+from mpistream.storage.journal import read_journal
 from mpistream.transport.mailbox import Mailbox
-from tests.unit.made_up_blocks import BACKGROUND, XRAY, scan_record
+from mpistream.transport.sockets import Sockets
+from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, scan_record
 
+READY, COUNTED, FAULT, SAMPLE = (
+    JobMessageKind.READY,
+    JobMessageKind.COUNTED,
+    JobMessageKind.FAULT,
+    JobMessageKind.SAMPLE,
+)
 ROW_DARK = CountingParameters(background=BACKGROUND, xray=XRAY, row_dark="mean", row_dark_level=30)
+THRESHOLDS = Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False)
+INCARNATION = 55
 
 
 class OneRank:
-    """The receiver of a job of one rank, and what it tells its leader."""
+    """The receiver of a job of one rank, what it tells its leader, and the four producers that send to it."""
 
-    def __init__(self) -> None:
-        orders: Mailbox[Order] = Mailbox()
-        config, self.aborts = Config(), list[BaseException]()
+    def __init__(self, folder: Path) -> None:
+        self.orders: Mailbox[Order] = Mailbox()
+        self.aborts: list[BaseException] = []
+        config = Config()
         watchdog = Watchdog(config.watchdog, 0, peers=[0])
-        self.receiver = RankReceiver(config, 0, 1, 1, orders, watchdog, self.aborts.append)
-        self.told: Mailbox[JobMessage] = Mailbox()
-        self.receiver.report_to(self.told.put)
-        table = RoutingTable(1, "job", (self.receiver.endpoints(0, "node"),))
-        self.receiver.start(table, self.receiver.hub_endpoint)
+        self.receiver = RankReceiver(config, 0, 1, INCARNATION, self.orders, watchdog, self.aborts.append)
+        self.folder = folder
+        self._told: Mailbox[JobMessage] = Mailbox()
+        self._news: list[JobMessage] = []
+        self.receiver.report_to(self._told.put)
+        self.endpoints = self.receiver.endpoints(0, "node")
+        self.receiver.start(self.receiver.hub_endpoint)
         self.receiver.wait_for_everybody(10)
+        self.sockets = Sockets()
+        self._outlet = self.sockets.data_outlet(self.endpoints.data_endpoint)
+        self._answers = [
+            self.sockets.answer_outlet(self.endpoints.answer_endpoint, Hello(sector)) for sector in range(SECTORS)
+        ]
+        self.acks: list[Ack] = []
+        self.wants: list[Want] = []
+        self.scans: list[UUID] = []
 
-    def order(self, kind: JobMessageKind, **fields: object) -> None:
-        self.receiver.outbox.put(JobMessage(kind, 0, fields))
+    def order(self, kind: JobMessageKind, binary: bytes = b"", **fields: object) -> None:
+        self.receiver.outbox.put(JobMessage(kind, 0, fields, binary))
 
     def prepare(self, record: ScanRecord) -> None:
+        self.scans.append(record.uid)
         self.order(JobMessageKind.PREPARE, record=record.model_dump(mode="json"))
 
-    def says(self, uid: UUID) -> JobMessage:
-        """The next news of a scan."""
-        for _ in range(40):
-            for message in self.told.wait(0.5):
-                if message.fields.get("uid") == str(uid):
+    def prepared(self, thresholds: Thresholds | None = THRESHOLDS, **changes: Any) -> ScanRecord:
+        """A scan that the rank is ready for."""
+        uid = uuid4()
+        record = scan_record(uid=uid, journals=str(self.folder / str(uid)), **changes)
+        self.prepare(record)
+        self.says(record.uid, READY)
+        if thresholds is not None:
+            self.set_thresholds(record, thresholds)
+        return record
+
+    def set_thresholds(self, record: ScanRecord, thresholds: Thresholds = THRESHOLDS, binary: bytes = b"") -> None:
+        fields = thresholds.model_dump(mode="json")
+        self.order(JobMessageKind.THRESHOLDS, binary, uid=str(record.uid), thresholds=fields)
+
+    def says(self, uid: UUID, kind: JobMessageKind, seconds: float = 10.0) -> JobMessage:
+        """The next news of this kind about a scan."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for message in self._news:
+                if message.fields.get("uid") == str(uid) and message.kind is kind:
+                    self._news.remove(message)
                     return message
-        raise AssertionError(f"nothing about scan {uid}; aborted: {self.aborts}")
+            self._news += self._told.wait(0.2)
+        raise AssertionError(f"no {kind} about scan {uid}, but {self._news}; aborted: {self.aborts}")
+
+    def counted(self, uid: UUID, *blocks: int) -> dict[str, Any]:
+        """The fields of the news after which the leader knows exactly these blocks to be journaled."""
+        found: list[int] = []
+        while True:
+            message = self.says(uid, COUNTED)
+            found += np.frombuffer(message.binary, "<u8").tolist()
+            if sorted(found) == sorted(blocks):
+                return message.fields
+
+    def send(self, record: ScanRecord, block: int, *sectors: int, present: int = 0b1111) -> None:
+        for sector in sectors or range(SECTORS):
+            header, payload = block_message(record, block, sector, present)
+            self._outlet.send(header.pack(), payload)
+
+    def hear(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for outlet in self._answers:
+                for answer in outlet.receive():
+                    if isinstance(answer, Ack):
+                        self.acks.append(answer)
+                    else:
+                        self.wants.append(answer)
+            time.sleep(0.01)
+
+    def acknowledged(self, record: ScanRecord) -> dict[int, set[int]]:
+        """By sector."""
+        found: dict[int, set[int]] = {sector: set() for sector in range(SECTORS)}
+        for ack in self.acks:
+            if ack.scan_uid == record.uid.bytes:
+                assert ack.rank_incarnation == INCARNATION
+                assert ack.producer_incarnation == 1000 + ack.producer_id
+                found[ack.producer_id].update(ack.blocks)
+        return found
+
+    def gets(self, seconds: float = 10.0) -> Order:
+        """The next order for the main thread."""
+        (order,) = self.orders.wait(seconds)
+        return order
+
+    def close(self) -> None:
+        self.receiver.stop()
+        self.sockets.close()
 
 
 @pytest.fixture
-def rank() -> Iterator[OneRank]:
-    rank = OneRank()
+def fresh_rank(tmp_path: Path) -> Iterator[OneRank]:
+    """One that has not heard of anything yet."""
+    rank = OneRank(tmp_path)
     yield rank
-    rank.receiver.stop()
+    rank.close()
     assert rank.aborts == []
 
 
+@pytest.fixture(scope="module")
+def running_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneRank]:
+    rank = OneRank(tmp_path_factory.mktemp("rank"))
+    yield rank
+    rank.close()
+
+
+@pytest.fixture
+def rank(running_rank: OneRank, tmp_path: Path) -> Iterator[OneRank]:
+    """It goes from scan to scan."""
+    running_rank.folder = tmp_path
+    running_rank.acks.clear()
+    yield running_rank
+    assert running_rank.aborts == []
+    for uid in running_rank.scans:
+        running_rank.order(JobMessageKind.DISCARD, uid=str(uid))
+    running_rank.scans.clear()
+
+
+def everywhere(*blocks: int) -> dict[int, set[int]]:
+    return {sector: set(blocks) for sector in range(SECTORS)}
+
+
+def test_a_rank_gets_ready_with_a_journal_of_its_own(rank: OneRank) -> None:
+    record = scan_record(uid=uuid4(), journals=str(rank.folder / "journals"))
+    for _ in range(2):
+        rank.prepare(record)
+        ready = rank.says(record.uid, READY)
+        assert ready.fields["incarnation"] == INCARNATION
+        assert ready.fields["journal"] == str(rank.folder / "journals" / f"rank-0-{INCARNATION}.journal")
+    assert len(list((rank.folder / "journals").iterdir())) == 1
+
+
+def test_blocks_are_counted_journaled_acknowledged_and_told(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.send(record, 2)
+    rank.send(record, 1, 0, 1, 2)
+    fields = rank.counted(record.uid, 2)
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == everywhere(2)
+    (journal,) = (rank.folder / str(record.uid)).iterdir()
+    assert [block.block for block in read_journal(journal, fields["bytes"])] == [2]
+    rank.send(record, 1, 3)
+    fields = rank.counted(record.uid, 1)
+    assert fields["totals"]["frames"] == 8
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == everywhere(1, 2)
+
+
+def test_nothing_is_acknowledged_before_it_can_be_counted(rank: OneRank) -> None:
+    record = rank.prepared(thresholds=None)
+    rank.send(record, 1)
+    rank.hear(0.5)
+    assert rank.acknowledged(record) == everywhere()
+    rank.set_thresholds(record)
+    rank.counted(record.uid, 1)
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == everywhere(1)
+
+
+def test_the_sample_goes_to_the_leader_and_comes_back_for_the_dataset(rank: OneRank) -> None:
+    record = rank.prepared(thresholds=None, counting=CountingParameters(sample_frames=2))
+    rank.send(record, 2)
+    rank.send(record, 1, present=0b0111)
+    packed = {}
+    for _ in range(2):
+        message = rank.says(record.uid, SAMPLE)
+        packed[message.fields["block"]] = message.binary
+    assert {block: SampleStatistics.from_bytes(binary).frames for block, binary in packed.items()} == {1: 3, 2: 4}
+    calibrated = THRESHOLDS.model_copy(update={"calibrated": True})
+    for _ in range(2):
+        rank.set_thresholds(record, calibrated, packed[1])
+    rank.counted(record.uid, 1, 2)
+    rank.order(JobMessageKind.ASSEMBLE, uid=str(record.uid), ends=[], journals=[], output="x", attempt="1")
+    order = rank.gets()
+    assert isinstance(order, CountedScan)
+    assert order.reduction.sample == SampleStatistics.from_bytes(packed[1])
+
+
+def test_a_block_that_comes_again_is_acknowledged_again(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.send(record, 1)
+    rank.counted(record.uid, 1)
+    rank.hear(0.3)
+    rank.acks.clear()
+    rank.send(record, 1, 2)
+    rank.hear(0.5)
+    assert rank.acknowledged(record) == {**everywhere(), 2: {1}}
+
+
+def test_what_belongs_to_no_scan_is_refused(rank: OneRank, caplog: pytest.LogCaptureFixture) -> None:
+    record = rank.prepared()
+    rank.send(scan_record(uid=uuid4()), 1)
+    rank._outlet.send(b"nonsense", b"")
+    rank.send(scan_record(uid=record.uid, first_frame=100, last_frame=200), 25)
+    rank.send(record, 1)
+    rank.counted(record.uid, 1)
+    rank.hear(0.3)
+    assert {ack.scan_uid for ack in rank.acks} == {record.uid.bytes}
+    assert rank.acknowledged(record) == everywhere(1)
+    assert "which is not being received" in caplog.text
+
+
+def test_after_a_silence_the_producers_are_asked(fresh_rank: OneRank) -> None:
+    """Not before, and not where there is no scan."""
+    rank = fresh_rank
+    rank.hear(1.5)
+    assert rank.wants == []
+    record = rank.prepared()
+    rank.send(record, 1, 0)
+    rank.hear(3.0)
+    assert {want.producer_id for want in rank.wants} == set(range(SECTORS))
+    assert {(want.scan_uid, want.rank_incarnation) for want in rank.wants} == {(record.uid.bytes, INCARNATION)}
+    assert len(rank.wants) <= 3 * SECTORS
+
+
+def test_a_first_block_after_a_long_rest_is_no_reason_to_be_patient(fresh_rank: OneRank) -> None:
+    """How long nobody had anything to send says nothing about what may be lost now."""
+    rank = fresh_rank
+    rank.hear(4.0)
+    record = rank.prepared()
+    rank.send(record, 1, 0)
+    rank.hear(3.0)
+    assert rank.wants, "the first question after 1 s, not after 16"
+
+
+def test_sectors_that_are_cut_are_waited_for_no_more(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.send(record, 1, 0, 1, 3)
+    while rank.says(record.uid, COUNTED).fields["totals"]["blocks_partial"] != 1:
+        pass
+    rank.order(JobMessageKind.CUT, uid=str(record.uid), sectors=[2])
+    fields = rank.counted(record.uid, 1)
+    assert fields["totals"]["frames_incomplete"] == 4
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == {**everywhere(1), 2: set()}
+
+
+def test_a_flush_is_told_when_nothing_is_left(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.send(record, 2, 1)
+    rank.order(JobMessageKind.CUT, uid=str(record.uid), sectors=[0, 1, 2, 3])
+    rank.order(JobMessageKind.FLUSH, uid=str(record.uid))
+    found: list[int] = []
+    while True:
+        message = rank.says(record.uid, COUNTED)
+        found += np.frombuffer(message.binary, "<u8").tolist()
+        if message.fields["flushed"]:
+            break
+    assert found == [2]
+
+
+def table(rank: OneRank, mine: bool) -> RoutingTable:
+    other = RankEndpoints(0, 0, "node", 7, INCARNATION + 1, "tcp://a:1", "tcp://a:2", "job-2")
+    return RoutingTable(2, "job-1", (rank.endpoints if mine else other,))
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_what_another_rank_will_get_is_forgotten(rank: OneRank, mine: bool) -> None:
+    record = rank.prepared()
+    rank.send(record, 1, 0, 1)
+    while rank.says(record.uid, COUNTED).fields["totals"]["blocks_partial"] != 1:
+        pass
+    rank.order(JobMessageKind.TABLE, table=table(rank, mine).to_json())
+    rank.hear(0.3)
+    rank.send(record, 1, 2, 3)
+    if mine:
+        rank.counted(record.uid, 1)
+    else:
+        rank.send(record, 1, 0)
+        rank.hear(0.3)
+        assert rank.acknowledged(record) == everywhere(), "sector 1 is wanted again"
+        rank.send(record, 1, 1)
+        rank.counted(record.uid, 1)
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == everywhere(1)
+
+
+def test_a_dataset_is_ordered_with_what_was_counted(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.send(record, 1)
+    rank.counted(record.uid, 1)
+    ends = [SectorEnd.cut_short(sector, "gone") for sector in range(SECTORS)]
+    fields: dict[str, Any] = {
+        "uid": str(record.uid),
+        "ends": [end.model_dump(mode="json") for end in ends],
+        "journals": [["/journals/rank-7.journal", 1234]],
+        "output": "/data/scan.h5",
+        "attempt": "5-0",
+    }
+    rank.order(JobMessageKind.ASSEMBLE, **fields)
+    order = rank.gets()
+    assert isinstance(order, CountedScan)
+    assert (order.record, order.ends, order.attempt) == (record, tuple(ends), "5-0")
+    assert (order.output, order.journals) == (Path("/data/scan.h5"), ((Path("/journals/rank-7.journal"), 1234),))
+    assert [block.block for block in order.blocks] == [1]
+    assert order.diffraction_sum.sum() == len(order.blocks[0].events.indices)
+    assert order.journals_folder == rank.folder / str(record.uid)
+    rank.order(JobMessageKind.ASSEMBLE, **fields | {"attempt": "5-1"})
+    again = rank.gets()
+    assert isinstance(again, CountedScan)
+    assert (again.blocks, again.attempt) == ([], "5-1")
+    assert again.diffraction_sum.sum() == 0
+
+
+def test_a_scan_that_is_discarded_is_received_no_more(rank: OneRank) -> None:
+    record = rank.prepared()
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
+    following = rank.prepared()
+    rank.send(record, 1)
+    rank.send(following, 1)
+    rank.counted(following.uid, 1)
+    rank.hear(0.3)
+    assert rank.acknowledged(record) == everywhere()
+    assert rank.acknowledged(following) == everywhere(1)
+
+
+def test_a_rank_that_is_told_to_stop_tells_its_main_thread(rank: OneRank) -> None:
+    rank.order(JobMessageKind.STOP)
+    assert rank.gets() == StopOrder()
+
+
+def test_a_request_to_stop_goes_to_the_leader(rank: OneRank) -> None:
+    rank.receiver.request_stop()
+    assert rank.gets() == StopOrder(), "rank 0 tells all ranks at once"
+
+
+# faults
+
+
 def test_thresholds_that_cannot_be_counted_with_end_their_scan_only(rank: OneRank) -> None:
-    record = scan_record(counting=ROW_DARK)
-    rank.prepare(record)
-    assert rank.says(record.uid).kind is JobMessageKind.READY
     without_level = Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False)
-    rank.order(JobMessageKind.THRESHOLDS, uid=str(record.uid), thresholds=without_level.model_dump(mode="json"))
-    fault = rank.says(record.uid)
-    assert fault.kind is JobMessageKind.FAULT
+    record = rank.prepared(without_level, counting=ROW_DARK)
+    fault = rank.says(record.uid, FAULT)
     assert "row-dark" in fault.fields["message"]
     assert fault.fields["remedy"]
+    assert fault.fields["fatal"] is True
     rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
-    following = scan_record(uid=uuid4())
-    rank.prepare(following)
-    assert rank.says(following.uid).kind is JobMessageKind.READY
+    following = rank.prepared()
+    rank.send(following, 1)
+    rank.counted(following.uid, 1)
+
+
+def test_a_scan_that_cannot_be_prepared_may_be_later(rank: OneRank) -> None:
+    folder = rank.folder / "journals"
+    folder.write_text("in the way")
+    record = scan_record(uid=uuid4(), journals=str(folder))
+    rank.prepare(record)
+    fault = rank.says(record.uid, FAULT)
+    assert (str(folder) in fault.fields["message"], fault.fields["fatal"]) == (True, False)
+    assert fault.fields["remedy"]
+    folder.unlink()
+    rank.prepare(record)
+    rank.says(record.uid, READY)
+    rank.set_thresholds(record)
+    rank.send(record, 1)
+    rank.counted(record.uid, 1)
+
+
+def test_a_thread_that_fails_ends_the_job(tmp_path: Path) -> None:
+    rank = OneRank(tmp_path)
+    rank.order(JobMessageKind.TABLE, table={"nonsense": 1})
+    deadline = time.monotonic() + 5
+    while not rank.aborts and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert isinstance(rank.aborts[0], KeyError)
+    rank.close()

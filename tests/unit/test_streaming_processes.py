@@ -284,7 +284,7 @@ def test_a_producer_that_was_stopped_believes_no_rank_that_was_given_up_meanwhil
         zombie._answers.send(header.producer_id, Ack(*ids, (header.block,)).pack())
     time.sleep(1.5)
     producer.send_signal(signal.SIGCONT)
-    stage.until(lambda: heir.journaled == set(BLOCKS[2:]))
+    stage.until(lambda: heir.journaled >= set(BLOCKS[2:]))  # the table may be heard of before the share
     stage.check_end()
     assert "this process was stopped for a while" in stage.logs()
 
