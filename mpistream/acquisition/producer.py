@@ -147,6 +147,7 @@ class SectorSender:
         is_known = len(known) == len(blocks) and not (self.source.is_live and self.is_resumed)
         return SectorEnd(
             sector=self.source.sector,
+            is_live=self.source.is_live,
             producer_id=self.producer_id,
             blocks=len(blocks),
             records=sum(present.bit_count() for present in known),

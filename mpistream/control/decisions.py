@@ -12,6 +12,7 @@ from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.errors import MpistreamError, ScanFailed
 from mpistream.model.geometry import SECTORS
 from mpistream.model.routing_table import RoutingTable
+from mpistream.model.scan import ScanSummary
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,18 @@ def _while_draining(facts: ScanFacts, table: RoutingTable) -> Step | None:
     return Become(ScanState.ASSEMBLING) if flushed else None
 
 
-def final_state(facts: ScanFacts) -> ScanState:
+def final_state(facts: ScanFacts, summary: ScanSummary) -> ScanState:
     """How a scan ends whose dataset has its name."""
     if facts.abort is not None and facts.sectors_cut:
         return ScanState.ABORTED
-    return ScanState.INCOMPLETE if facts.sectors_cut else ScanState.COMMITTED
+    return ScanState.COMMITTED if summary.complete else ScanState.INCOMPLETE
 
 
-def final_reason(facts: ScanFacts) -> MpistreamError | None:
+def final_reason(facts: ScanFacts, summary: ScanSummary) -> MpistreamError | None:
     """What people should know of a dataset that is not whole."""
-    reasons = {end.cut: None for _, end in sorted(facts.ends.items()) if end.cut}
+    reasons = dict.fromkeys(end.cut for _, end in sorted(facts.ends.items()) if end.cut)
+    if not summary.complete:
+        reasons |= dict.fromkeys(summary.warnings)
     if not reasons:
         return None
     return ScanFailed("; ".join(reasons), "the dataset has everything that arrived before")

@@ -42,7 +42,8 @@ class JobShare:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(replace(self, blocks=BlockSet(range(0)))), "blocks": self.blocks.to_json()}
+        plain = asdict(replace(self, blocks=BlockSet(range(0))))
+        return {**plain, "blocks": self.blocks.to_json(), "journals": list(plain["journals"])}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "JobShare":

@@ -39,10 +39,10 @@ class RoutingTable:
         sample round those of the conducting job.
         """
         turn = int.from_bytes(scan_uid[:4], "little") + block
-        if in_sample:
-            conducting = [index for index, rank in enumerate(self.ranks) if rank.job == self.conducting]
-            return conducting[turn % len(conducting)]
-        return turn % len(self.ranks)
+        conducting = (
+            [index for index, rank in enumerate(self.ranks) if rank.job == self.conducting] if in_sample else []
+        )
+        return conducting[turn % len(conducting)] if conducting else turn % len(self.ranks)
 
     @property
     def jobs(self) -> frozenset[str]:

@@ -168,11 +168,12 @@ class SectorEnd(_Record):
 
     Written by the job's leader in the producer's place where that one is gone for good or the scan is ended early: then
     ``cut`` says why, and the numbers are 0. ``digest`` is None where the producer cannot know what an earlier start of
-    it sent (a live source that was restarted).
+    it sent (a live source that was restarted). What is lost of a live source (``is_live``) later on is lost for good.
     """
 
     sector: int
     cut: str = ""
+    is_live: bool = False
     producer_id: int
     blocks: int
     records: int

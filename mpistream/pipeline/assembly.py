@@ -18,7 +18,7 @@ from mpistream.model.fault_points import reach
 from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.protocol import blocks_digest
-from mpistream.model.scan import Counters, ScanRecord, ScanSummary, Thresholds
+from mpistream.model.scan import Counters, ScanRecord, ScanSummary, SectorEnd, Thresholds
 from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.conducting import SAMPLE_FILE
 from mpistream.pipeline.receiver import CountedScan
@@ -40,6 +40,8 @@ class GatheredScan:
     diffraction_sum: npt.NDArray[np.uint32]
     counters: Counters
     rejected: npt.NDArray[np.void]
+    ends: tuple[SectorEnd, ...]
+    notes: tuple[str, ...]
 
 
 def summary_of_written(comm: MPI.Comm, scan: CountedScan) -> ScanSummary | None:
@@ -64,7 +66,7 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
     read = read_journals(comm, scan)
     blocks, superfluous = choose_versions(comm, scan.blocks + read)
     pattern = scan.diffraction_sum + diffraction_sum_of(read) - diffraction_sum_of(superfluous)
-    check_arrivals(comm, scan, blocks)
+    ends, notes = check_arrivals(comm, scan, blocks)
     record = scan.record
     slab = gather_slab(
         comm,
@@ -75,7 +77,7 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
         record.counting.centroids,
     )
     counters = count_totals(comm, slab, scan, blocks, len(superfluous))
-    return GatheredScan(slab, pattern, counters, rejected_records(blocks, record.block_frames))
+    return GatheredScan(slab, pattern, counters, rejected_records(blocks, record.block_frames), ends, notes)
 
 
 def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan, job: str) -> ScanSummary:
@@ -83,7 +85,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
     record, reduction = scan.record, scan.reduction
     last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX) or time.time()
     seconds = {**_stream_seconds(comm, scan, last_block), "gather": time.time() - last_block}
-    complete = not any(end.cut for end in scan.ends)
+    complete = not gathered.notes and not any(end.cut for end in gathered.ends)
     description = DatasetDescription(
         record,
         reduction.thresholds,
@@ -95,7 +97,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
         detectors=config.detectors.virtual,
         seconds=seconds,
         provenance={"job": job, "mpi_ranks": comm.size},
-        ends=scan.ends,
+        ends=gathered.ends,
         rejected=gathered.rejected,
         complete=complete,
     )
@@ -121,7 +123,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
         thresholds=reduction.thresholds,
         file_bytes=report.file_bytes,
         seconds=seconds,
-        warnings=tuple(_warnings(record, reduction.thresholds, report)),
+        warnings=(*gathered.notes, *_warnings(record, reduction.thresholds, report)),
     )
 
 
@@ -159,8 +161,14 @@ def check_detectors(comm: MPI.Comm, detectors: VirtualDetectors) -> None:
         )
 
 
-def check_arrivals(comm: MPI.Comm, scan: CountedScan, blocks: list[CountedBlock]) -> None:
-    """Collective: what is there must be exactly what the producers say they sent, frame by frame (by digest)."""
+def check_arrivals(
+    comm: MPI.Comm, scan: CountedScan, blocks: list[CountedBlock]
+) -> tuple[tuple[SectorEnd, ...], tuple[str, ...]]:
+    """Collective: what is there must be exactly what the producers say they sent, frame by frame (by digest).
+
+    Where a live source could not send again what a lost job had acknowledged, nobody knows any more what was sent: the
+    end record then says so, and so does a note.
+    """
     digests = np.zeros(SECTORS, np.uint64)
     for sector in range(SECTORS):
         heard = [block for block in blocks if block.sectors >> sector & 1]
@@ -175,12 +183,16 @@ def check_arrivals(comm: MPI.Comm, scan: CountedScan, blocks: list[CountedBlock]
                 f"{counted} of {expected} blocks are in memory and journals",
                 f"journals have been lost or damaged; those that are there are kept in {scan.record.journals}",
             )
-        for end in scan.ends:
-            if end.digest is not None and int(digests[end.sector]) != end.digest:
+        differing = [end for end in scan.ends if end.digest is not None and int(digests[end.sector]) != end.digest]
+        for end in differing:
+            if not end.is_live:
                 raise ScanFailed(
                     f"the frames of sector {end.sector} that arrived are not those that its producer sent",
                     "repeat the scan; if it happens again, the logs of the producer and the aggregator say more",
                 )
+    ends = tuple(end.model_copy(update={"digest": None}) if end in differing else end for end in scan.ends)
+    notes = [f"frames of sector {end.sector} were lost that its live source could not send again" for end in differing]
+    return ends, tuple(notes)
 
 
 def count_totals(

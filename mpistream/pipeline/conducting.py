@@ -167,7 +167,7 @@ class Conducting:
         assert scan.summary is not None
         self._registry.write_summary(scan.uid, scan.summary)
         reach("leader.before-commit")
-        self._become(role, scan, final_state(scan.facts), final_reason(scan.facts))
+        self._become(role, scan, final_state(scan.facts, scan.summary), final_reason(scan.facts, scan.summary))
         reach("leader.after-commit")
         scan.summary = None
 

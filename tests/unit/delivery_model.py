@@ -432,9 +432,10 @@ class World:
         )
         for module in (leader, receiver, conducting, registry_module, producer, sector_sender):
             patch.setattr(module, "time", clock)
-        for name in [name for name in sys.modules if name.startswith("mpistream.")]:
-            if hasattr(sys.modules[name], "reach"):
-                patch.setattr(sys.modules[name], "reach", self.reach)
+        known = {"reach": self.reach, "is_known_dead": self.is_known_dead, "this_process": self._this_process}
+        for module in [module for name, module in sys.modules.items() if name.startswith("mpistream.")]:
+            for name in known.keys() & vars(module).keys():
+                patch.setattr(module, name, known[name])
         patch.setattr(fault_points, "is_active", lambda: True)
         threading = SimpleNamespace(Thread=self._thread, Event=Flag)
         for module in (leader, receiver):
@@ -445,8 +446,9 @@ class World:
         patch.setattr(scan_reduction, "sample_block", lambda *arguments: SimpleNamespace(to_bytes=lambda: b"sample"))
         patch.setattr(conducting, "fit_sample", fit_sample)
         patch.setattr(sector_stream, "open_source", lambda specification, sector, since: MadeUpSource(sector))
-        patch.setattr(registry_module, "this_process", lambda: self._running.name if self._running else "nobody")
-        patch.setattr(deployment, "is_known_dead", self.is_known_dead)
+
+    def _this_process(self) -> str:
+        return self._running.name if self._running else "nobody"
 
     def _thread(self, target: Callable[[], None], name: str, daemon: bool) -> SimpleNamespace:
         process = self._running

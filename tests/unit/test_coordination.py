@@ -490,13 +490,13 @@ def test_an_update_outlives_etcd_and_its_data(tmp_path: Path) -> None:
 def test_an_update_that_etcd_did_not_take_is_written_later(etcd: Coordination) -> None:
     """Though the lease has never run out."""
     registration = etcd.register("producers/1", mine(table=0), LEASE_SECONDS)
-    put = registration._client.put
+    replace = registration._client.replace
 
     def refuse(*arguments: Any) -> None:
-        registration._client.put = put  # type: ignore[method-assign]
+        registration._client.replace = replace  # type: ignore[method-assign]
         raise EtcdUnreachable("no etcd reachable")
 
-    registration._client.put = refuse  # type: ignore[method-assign]
+    registration._client.replace = refuse  # type: ignore[method-assign]
     with pytest.raises(EtcdUnreachable):
         registration.update(mine(table=3))
     with closing(registration):
