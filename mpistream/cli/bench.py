@@ -8,7 +8,7 @@ import click
 
 @click.group()
 def bench() -> None:
-    """Measure how fast electrons are counted, and how well, beside stempy in the same run."""
+    """Measure how fast and how well electrons are counted, beside stempy, and what it costs that nothing is lost."""
 
 
 @bench.command()
@@ -48,6 +48,36 @@ def quality(frames: int, plot: Path | None, as_json: bool) -> None:
     if plot:
         save_plot(result, plot)
         click.echo(f"\n{plot}")
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@bench.command()
+@click.option("--frames", type=click.IntRange(8), help="Frames of the scan, in whole blocks of 8.  [default: 4096]")
+@click.option("--electrons", default=2400.0, show_default=True, type=click.FloatRange(0), help="Mean, in a frame.")
+@click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Ranks of the MPI job.")
+@click.option("--rounds", type=click.IntRange(1), help="How often everything is measured.  [default: 5]")
+@click.option(
+    "--folder",
+    default=Path(),
+    type=click.Path(path_type=Path),
+    help="Where journals and datasets are written while it runs.  [default: the current folder]",
+)
+@click.option("--quick", is_flag=True, help="Few frames: to see that it runs. The figures mean nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object.")
+def durability(
+    frames: int | None, electrons: float, ranks: int, rounds: int | None, folder: Path, quick: bool, as_json: bool
+) -> None:
+    """CPU time of streaming without acknowledgements, and with each level of durability; the journal alone.
+
+    Streams one simulated scan again and again, with real processes. Needs about four times the scan's bytes of memory
+    (11 GB for 4096 frames), and a few minutes on a machine that does nothing else.
+    """
+    from mpistream.benchmarks.durability import Extent, measure, with_bars
+    from mpistream.benchmarks.durability_report import report
+
+    result = with_bars(measure(Extent.of(frames, rounds, ranks, electrons, quick), folder, _say))
+    click.echo(report(result))
     if as_json:
         click.echo(json.dumps(result))
 

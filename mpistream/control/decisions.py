@@ -65,15 +65,36 @@ def next_step(
     if facts.state.is_final:
         return TidyUp() if facts.shares else None
     if facts.state is ScanState.ASSEMBLING:
-        return _while_assembling(facts)
+        return _while_assembling(facts, table)
     return _early_end(facts) or _onwards(facts, table, may_stream, gone or {})
 
 
-def _while_assembling(facts: ScanFacts) -> Step:
-    """Everything has arrived: whatever is gone meanwhile, the dataset is written. Only who wants none is heard."""
+def _while_assembling(facts: ScanFacts, table: RoutingTable) -> Step | None:
+    """Everything has arrived: whatever is gone meanwhile, the dataset is written. Only who wants none is heard.
+
+    What a lost job had is known once its share is sealed, and waited for.
+    """
     if facts.abort is not None and not facts.abort.keep:
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
-    return Assemble()
+    if _all_is_there(facts):
+        return Assemble()
+    if all(share.sealed for share in facts.shares.values() if share.job != table.conducting):
+        lost, blocks = len(facts.blocks_journaled.missing), len(facts.blocks_journaled.blocks)
+        return Become(
+            ScanState.FAILED,
+            ScanFailed(
+                f"{lost} of {blocks} blocks are in no journal any more: journals have been lost or damaged",
+                "stream the scan again",
+            ),
+        )
+    return None
+
+
+def _all_is_there(facts: ScanFacts) -> bool:
+    """Every block is journaled; of a scan that was cut short, every block that had come."""
+    if facts.blocks_journaled.is_complete:
+        return True
+    return facts.is_cut_short and all(share.sealed or share.flushed for share in facts.shares.values())
 
 
 def _early_end(facts: ScanFacts) -> Step | None:
@@ -102,7 +123,7 @@ def _onwards(facts: ScanFacts, table: RoutingTable, may_stream: bool, gone: Mapp
         case ScanState.STREAMING:
             step = _while_streaming(facts, gone)
         case _:
-            step = _while_draining(facts, table)
+            step = _while_draining(facts, gone)
     if step is None and facts.thresholds is None:
         return PinThresholds(with_less=facts.is_cut_short)
     return step
@@ -113,23 +134,29 @@ def _all_are_ready(facts: ScanFacts, table: RoutingTable) -> bool:
 
 
 def _while_streaming(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
-    for sector in range(SECTORS):
-        if sector not in facts.ends:
-            if facts.abort is not None:
-                return Cut(sector, facts.abort.reason)
-            if sector in gone:
-                return Cut(sector, gone[sector])
-    return Become(ScanState.DRAINING) if len(facts.ends) == SECTORS else None
+    return _cut(facts, frozenset(facts.ends), gone) or (
+        Become(ScanState.DRAINING) if len(facts.ends) == SECTORS else None
+    )
 
 
-def _while_draining(facts: ScanFacts, table: RoutingTable) -> Step | None:
-    """Drained means that the sets are equal, not that so many blocks have been counted."""
-    if facts.blocks_journaled.is_complete:
+def _while_draining(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
+    """Drained means that the sets are equal, not that so many blocks have been counted.
+
+    A producer that has sent everything is still needed: what was under way when a rank died is sent again.
+    """
+    if facts.blocks_journaled.is_complete or (facts.thresholds is not None and _all_is_there(facts)):
         return Become(ScanState.ASSEMBLING)
-    if not facts.is_cut_short or facts.thresholds is None:
-        return None
-    flushed = all(job in facts.shares and facts.shares[job].flushed for job in table.jobs)
-    return Become(ScanState.ASSEMBLING) if flushed else None
+    return _cut(facts, facts.sectors_cut, gone)
+
+
+def _cut(facts: ScanFacts, ended: frozenset[int], gone: Mapping[int, str]) -> Cut | None:
+    """The first of the sectors not ``ended`` for which nothing more is to be waited."""
+    for sector in sorted(set(range(SECTORS)) - ended):
+        if facts.abort is not None:
+            return Cut(sector, facts.abort.reason)
+        if sector in gone:
+            return Cut(sector, gone[sector])
+    return None
 
 
 def final_state(facts: ScanFacts, summary: ScanSummary) -> ScanState:

@@ -49,7 +49,8 @@ def next_ranks(
 
 
 def _is_ready(job: str, under_way: Iterable[ScanFacts]) -> bool:
-    return all(job in facts.shares and facts.shares[job].ready for facts in under_way)
+    shares = [facts.shares.get(job) for facts in under_way]
+    return all(share is not None and share.ready and not share.sealed for share in shares)
 
 
 def to_seal(scans: Iterable[ScanFacts], table: RoutingTable, gone: Collection[str]) -> list[tuple[ScanFacts, str]]:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from mpistream.control.coordination import Change, Coordination, Registration, Watch
 from mpistream.control.process_identity import this_process
-from mpistream.control.run_state import ScanState, ScanStatus, check_transition
+from mpistream.control.run_state import TRANSITIONS, ScanState, ScanStatus
 from mpistream.model.errors import CoordinationError, MpistreamError
 from mpistream.model.job_share import JobShare
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
@@ -191,9 +191,16 @@ class Registry:
         return None if value is None else ScanRecord.model_validate(value)
 
     def write_end(self, uid: UUID, end: SectorEnd) -> bool:
-        """False where there is another end of this sector: it was cut, or an earlier start of the producer wrote it."""
+        """False where there is another end of this sector: it was cut, or an earlier start of the producer wrote it.
+
+        One that cuts the sector takes the place of the producer's own.
+        """
         key, value = f"scans/{uid}/ends/{end.sector}", end.model_dump(mode="json")
-        return self._etcd.create(key, value) or self._etcd.get(key) == value
+        if self._etcd.create(key, value):
+            return True
+        there = self._etcd.get(key)
+        cuts = bool(end.cut) and there is not None and not there["cut"]
+        return there == value or (cuts and self._etcd.replace(key, there, value))
 
     def ends(self, uid: UUID) -> dict[int, SectorEnd]:
         values = self._etcd.get_prefix(f"scans/{uid}/ends/").values()
@@ -248,8 +255,8 @@ class Registry:
             return True  # an earlier attempt was carried out, though its answer never came
         if old.state.is_final:
             return False
-        if old.state is not state:
-            check_transition(old.state, state)
+        if old.state is not state and state not in TRANSITIONS[old.state]:
+            return False  # decided from what has been overtaken
         since = old.since_unix_seconds if old.state is state else time.time()
         new = ScanStatus(state, since, *reasons)
         key = f"scans/{uid}/state"
@@ -283,14 +290,19 @@ class Registry:
         written = self._etcd.replace(key, before.to_json(), value) if before else self._etcd.create(key, value)
         return written or self._etcd.get(key) == value
 
-    def seal_share(self, uid: UUID, share: JobShare, role: Registration) -> bool:
-        """Writes the share of a lost job for good: what that job wrote there last gives way, and it cannot write again.
+    def share_to_seal(self, uid: UUID, job: str) -> Any:
+        """What stands there, to be compared when it is sealed; None where there is nothing to seal."""
+        value = self._etcd.get(f"scans/{uid}/shares/{job}")
+        return None if value is None or value["sealed"] else value
 
-        False where it just has, where the scan has been tidied up, or where the job of ``role`` conducts no longer.
+    def seal_share(self, uid: UUID, share: JobShare, before: Any, role: Registration) -> bool:
+        """Writes the share of a lost job for good: it cannot write again.
+
+        ``before`` stood there when its journals were looked at. False where something else does by now, or where the
+        job of ``role`` conducts no longer.
         """
         key = f"scans/{uid}/shares/{share.job}"
-        before = self._etcd.get(key)
-        return before is not None and self._etcd.write_while(_CONDUCTOR, role.value, key, share.to_json(), before)
+        return self._etcd.write_while(_CONDUCTOR, role.value, key, share.to_json(), before)
 
     def shares(self, uid: UUID) -> dict[str, JobShare]:
         return {job: JobShare.from_json(value) for job, value in self._etcd.get_prefix(f"scans/{uid}/shares/").items()}

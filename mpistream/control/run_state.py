@@ -4,10 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class IllegalTransition(Exception):
-    """A program error: a scan cannot go from the one state to the other."""
-
-
 class ScanState(StrEnum):
     ANNOUNCED = "announced"  # the record is written; the ranks prepare
     STREAMING = "streaming"  # the ranks are ready; the producers send
@@ -62,9 +58,3 @@ class ScanStatus:
             str(value["reason"]),
             str(value["remedy"]),
         )
-
-
-def check_transition(old: ScanState, new: ScanState) -> None:
-    """Raises IllegalTransition unless a scan in ``old`` may go to ``new``."""
-    if new not in TRANSITIONS[old]:
-        raise IllegalTransition(f"a scan that is {old} cannot become {new}")

@@ -41,7 +41,10 @@ class ScanFacts:
     shares: dict[str, JobShare] = field(default_factory=dict)
 
     def take(self, what: str, value: Any) -> None:
-        """One key below ``scans/UID/``. Raises ValueError, KeyError or TypeError for what does not belong there."""
+        """One key below ``scans/UID/``. Raises ValueError, KeyError or TypeError for what does not belong there.
+
+        News may be older than what this process has written itself; then it changes nothing.
+        """
         head, _, name = what.partition("/")
         match head:
             case "record":
@@ -52,7 +55,8 @@ class ScanFacts:
                 self.thresholds = Thresholds.model_validate(value)
             case "ends":
                 end = SectorEnd.model_validate(value)
-                self.ends[end.sector] = end
+                if not (end.sector in self.sectors_cut and not end.cut):
+                    self.ends[end.sector] = end
             case "faults":
                 self.faults[name] = str(value["message"]), str(value["remedy"])
             case "abort":
@@ -60,10 +64,12 @@ class ScanFacts:
             case "output":
                 self.output = str(value["output"])
             case "shares":
-                self.shares[name] = JobShare.from_json(value)
+                share = JobShare.from_json(value)
+                if not (name in self.shares and self.shares[name].sealed and not share.sealed):
+                    self.shares[name] = share
 
     def _take_status(self, status: ScanStatus) -> None:
-        """News may be older than what this process has written itself: a scan never goes back."""
+        """A scan never goes back."""
         if self.status is None or self.status.state is status.state or status.state in _later(self.status.state):
             self.status = status
 

@@ -17,7 +17,7 @@ from mpistream.model.block_set import BlockSet
 from mpistream.model.config import Config
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import SECTORS
-from mpistream.model.job_share import JournalExtent
+from mpistream.model.job_share import JobShare, JournalExtent
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.storage.journal import examine_journal
 
@@ -158,19 +158,24 @@ class Deployment:
 
     def _seal(self, role: Registration, facts: ScanFacts, job: str) -> None:
         """From now on a lost job's journals end where they end now."""
-        record, share = facts.record, facts.shares[job]
+        record, before = facts.record, self._registry.share_to_seal(facts.uid, job)
         assert record is not None
+        if before is None:
+            facts.shares |= self._registry.shares(facts.uid)
+            return
+        share = JobShare.from_json(before)
         blocks, journals, totals = BlockSet(record.block_range), [], dict.fromkeys(share.totals, 0)
         for journal in share.journals:
-            if not journal.path:
-                continue
-            examined = examine_journal(Path(journal.path), scan_uid=record.uid)
-            blocks.add(examined.blocks)
-            journals.append(JournalExtent(journal.rank, journal.incarnation, journal.path, examined.bytes))
-            totals = {name: number + examined.totals.get(name, 0) for name, number in totals.items()}
+            good_bytes = 0
+            if journal.path:
+                examined = examine_journal(Path(journal.path), scan_uid=record.uid)
+                blocks.add(examined.blocks)
+                good_bytes = examined.bytes
+                totals = {name: number + examined.totals.get(name, 0) for name, number in totals.items()}
+            journals.append(JournalExtent(journal.rank, journal.incarnation, journal.path, good_bytes))
         sealed = share.changed(blocks=blocks, sealed=True, journals=tuple(journals), totals=totals, problem="")
         reach("leader.before-seal")
-        if self._registry.seal_share(facts.uid, sealed, role):
+        if self._registry.seal_share(facts.uid, sealed, before, role):
             _log.warning("scan %s: MPI job %s is lost; its journals hold %d blocks", facts.uid, job, len(blocks))
             facts.shares[job] = sealed
             self._registry.delete_status("jobs", job)

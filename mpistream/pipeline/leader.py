@@ -176,6 +176,8 @@ class JobLeader:
             scan = self._scans[uid] = JobScan(ScanFacts(uid), self._job, len(self._ranks))
         if what == f"shares/{self._job}":
             self._check_not_sealed(None if value is None else JobShare.from_json(value))
+            if value is None:
+                scan.facts.shares.pop(self._job, None)  # the scan has been tidied up
         elif value is not None:
             scan.facts.take(what, value)
             if what.startswith("shares/"):

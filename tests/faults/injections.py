@@ -162,7 +162,7 @@ class Point(Injection):
     def begin(self) -> bool:
         for old in self.armed.parent.glob(f"{self.fault.target}.taken-by-*"):
             old.unlink()
-        partial = self.armed.with_suffix(".partial")
+        partial = self.armed.with_name(f"{self.fault.target}.partial")
         partial.write_text(self.fault.detail or "KILL")
         partial.rename(self.armed)
         return True

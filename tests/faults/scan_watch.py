@@ -65,6 +65,14 @@ class ScanWatch:
         return self.state in _FINAL
 
     @property
+    def share_counted(self) -> float:
+        """Of its blocks, as its progress says."""
+        if not self._progress:
+            return 0.0
+        first, last, per_block = (self.record[name] for name in ("first_frame", "last_frame", "block_frames"))
+        return float(self._progress["blocks"] / (last // per_block - first // per_block + 1))
+
+    @property
     def journals(self) -> Path | None:
         """The folder, once it is known where it is."""
         return Path(self.record["journals"]) if self.record.get("journals") else None

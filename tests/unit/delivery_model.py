@@ -253,14 +253,22 @@ class Job(Process):
             world.reach("rank.before-rename")
             if world.disk_is_full:
                 raise StorageError("the disk is full", "free space")
-            world.datasets.setdefault(record.uid, blocks)
+            world.datasets.setdefault(record.uid, Dataset(blocks, not any(end.cut for end in orders[0].ends)))
             world.reach("rank.between-names")
             world.reach("rank.after-rename")
             yield
         except (StorageError, ScanFailed) as error:
             self.leader.news.put(AssemblyFailed(record.uid, error))
         else:
-            self.leader.news.put(Assembled(record.uid, summary(record)))
+            self.leader.news.put(Assembled(record.uid, summary(record, world.datasets[record.uid].complete)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``blocks``: the bit map of the sectors that each was counted with."""
+
+    blocks: dict[int, int]
+    complete: bool
 
 
 def gather(orders: Sequence[CountedScan]) -> dict[int, int]:
@@ -276,12 +284,18 @@ def gather(orders: Sequence[CountedScan]) -> dict[int, int]:
     return found
 
 
-def summary(record: ScanRecord) -> ScanSummary:
+def summary(record: ScanRecord, complete: bool) -> ScanSummary:
     counters = Counters.model_validate(
         dict.fromkeys((name for name, info in Counters.model_fields.items() if info.is_required()), 0)
     )
     return ScanSummary(
-        dataset=record.output, scan_shape=(1, 1), counters=counters, thresholds=THRESHOLDS, file_bytes=0, seconds={}
+        dataset=record.output,
+        complete=complete,
+        scan_shape=(1, 1),
+        counters=counters,
+        thresholds=THRESHOLDS,
+        file_bytes=0,
+        seconds={},
     )
 
 
@@ -406,7 +420,7 @@ class World:
         self.network = Network()
         self.processes: dict[str, Process] = {}
         self.records: dict[UUID, ScanRecord] = {}
-        self.datasets: dict[UUID, dict[int, int]] = {}
+        self.datasets: dict[UUID, Dataset] = {}
         self.journals = JournaledFiles()
         self.journals_fail = self.disk_is_full = False
         self.problems: list[str] = []

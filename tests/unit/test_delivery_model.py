@@ -273,7 +273,8 @@ class Deployment(RuleBasedStateMachine):
         if state is not ScanState.ABORTED:
             assert dataset is not None
         if state is ScanState.COMMITTED:
-            assert dataset == dict.fromkeys(record.block_range, (1 << SECTORS) - 1)
+            assert dataset is not None
+            assert dataset.blocks == dict.fromkeys(record.block_range, (1 << SECTORS) - 1)
         assert not world.shares(uid)
         if os.environ.get("TIDY"):
             assert not Path(record.journals).exists()
