@@ -218,7 +218,7 @@ def main() -> None:
     comm = MPI.COMM_WORLD.Dup()
     random = np.random.default_rng(int(sys.argv[2]))
     assembly = Assembly(comm, Path(sys.argv[1]))
-    for _ in range(3):
+    for _ in range(2):
         assembly.check_dataset(distribution(random, comm.size), ALL_SENT)
     # nothing of sector 3 came of some blocks, which its end says, or which nobody can tell
     copies = distribution(random, comm.size, whole=False)

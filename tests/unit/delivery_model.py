@@ -350,7 +350,7 @@ class Camera(Process):
     def loop(self) -> None:
         if self.producer is None:
             self.start()
-        elif self.producer.turn():
+        else:
             self.producer.turn()
 
     def released(self) -> Iterator[tuple[UUID, int]]:
@@ -551,9 +551,9 @@ class World:
 
     # time
 
-    def round(self, shuffle: random.Random | None = None) -> None:
+    def round(self, shuffle: random.Random | None = None, seconds: float = ROUND_SECONDS) -> None:
         """Everybody who can does what there is to do."""
-        self.seconds += ROUND_SECONDS
+        self.seconds += seconds
         for process in shuffled(self.processes.values(), shuffle):
             process.turn(shuffle)
         self.etcd.expire()

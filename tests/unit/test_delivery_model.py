@@ -26,7 +26,7 @@ from mpistream.control.run_state import ScanState
 from mpistream.model.fault_points import FAULT_POINTS
 from mpistream.model.geometry import SECTORS
 from tests.unit.delivery_model import ABSENT_SECONDS, CALIBRATED, ETCD_ANSWER, ETCD_CALL, GIVEN, LEASE_SECONDS
-from tests.unit.delivery_model import ROUND_SECONDS, Camera, Process, Trap, World
+from tests.unit.delivery_model import ROUND_SECONDS, Camera, Job, Process, Relay, Trap, World
 
 RUNS = int(os.environ.get("MPISTREAM_MODEL_RUNS", "100"))
 STEPS = 40
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 SOME = st.integers(0, 11)
 SHUFFLE = st.none() | st.integers(0, 2**16)
+STANDSTILL = st.integers(0, 16) | st.none()  # rounds; None: the process ends
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.booleans())  # ranks, groups, on another machine
 
 
@@ -57,7 +58,7 @@ class Deployment(RuleBasedStateMachine):
         self.gone: set[int] = set()
 
     @initialize(
-        blocks=st.integers(4, 8), counting=st.sampled_from([GIVEN, CALIBRATED]), direct=st.booleans(),
+        blocks=st.integers(4, 16), counting=st.sampled_from([GIVEN, CALIBRATED]), direct=st.booleans(),
         shapes=st.lists(SHAPES, min_size=1, max_size=2), are_far=st.booleans(), shuffle=SHUFFLE,
     )
     def begin(self, blocks, counting, direct, shapes, are_far, shuffle) -> None:
@@ -68,6 +69,7 @@ class Deployment(RuleBasedStateMachine):
             self.world.start_job(*shape)
         self.world.announce(UUID(int=1), blocks, counting, direct)
         self.blocks, self.counting, self.direct = blocks, counting, direct
+        self.go_on(4, ROUND_SECONDS, shuffle)
 
     def teardown(self) -> None:
         try:
@@ -83,11 +85,11 @@ class Deployment(RuleBasedStateMachine):
 
     # time goes on
 
-    @rule(rounds=st.integers(1, 8), shuffle=SHUFFLE)
-    def go_on(self, rounds: int, shuffle: int | None) -> None:
+    @rule(rounds=st.integers(1, 6), seconds=st.sampled_from([0.02, 0.1, ROUND_SECONDS]), shuffle=SHUFFLE)
+    def go_on(self, rounds: int, seconds: float, shuffle: int | None) -> None:
         order = None if shuffle is None else random.Random(shuffle)
         for _ in range(rounds):
-            self.world.round(order)
+            self.world.round(order, seconds)
 
     @rule(which=SOME, most=st.integers(1, 5) | st.none(), shuffle=SHUFFLE)
     def one_goes_on(self, which: int, most: int | None, shuffle: int | None) -> None:
@@ -158,24 +160,32 @@ class Deployment(RuleBasedStateMachine):
         if process := one_of(self.living(), which):
             process.freeze(rounds, None if shuffle is None else random.Random(shuffle))
 
+    @rule(which=SOME, place=st.sampled_from(FAULT_POINTS), countdown=st.integers(1, 3), rounds=STANDSTILL)
+    def fault_point(self, which: int, place: str, countdown: int, rounds: int | None) -> None:
+        kind = {"producer": Camera, "aggregator": Relay}.get(place.partition(".")[0], Job)
+        if process := one_of((one for one in self.living() if isinstance(one, kind)), which):
+            process.trap = Trap(place, countdown, rounds)
+
     @rule(
         which=SOME,
-        place=st.sampled_from([ETCD_CALL, ETCD_ANSWER, *FAULT_POINTS]),
-        countdown=st.integers(1, 6),
-        rounds=st.integers(0, 16) | st.none(),
+        place=st.sampled_from([ETCD_CALL, ETCD_ANSWER]),
+        countdown=st.integers(1, 12),
+        rounds=STANDSTILL,
     )
-    def set_trap(self, which: int, place: str, countdown: int, rounds: int | None) -> None:
-        if process := one_of(self.living(), which):
+    def between_two_calls(self, which: int, place: str, countdown: int, rounds: int | None) -> None:
+        if process := one_of([*self.world.jobs, *self.world.cameras], which):
             process.trap = Trap(place, countdown, rounds)
 
     # etcd
 
-    @rule(is_away=st.booleans())
-    def etcd_goes_or_comes(self, is_away: bool) -> None:
-        if is_away:
-            self.world.etcd.is_away = True
-        else:
-            self.world.etcd.come_back()
+    @rule()
+    def etcd_goes_away(self) -> None:
+        self.world.etcd.is_away = True
+
+    @precondition(lambda self: self.world.etcd.is_away)
+    @rule()
+    def etcd_comes_back(self) -> None:
+        self.world.etcd.come_back()
 
     @rule(which=SOME, is_cut_off=st.booleans())
     def one_does_not_reach_etcd(self, which: int, is_cut_off: bool) -> None:
@@ -219,10 +229,10 @@ class Deployment(RuleBasedStateMachine):
 
     # people
 
-    @rule(number=st.integers(1, 2), keep=st.booleans())
-    def someone_aborts(self, number: int, keep: bool) -> None:
+    @rule(number=st.integers(1, 2), keep=st.booleans(), really=st.integers(0, 3))
+    def someone_aborts(self, number: int, keep: bool, really: int) -> None:
         uid = UUID(int=number)
-        if uid in self.world.records and not self.world.etcd.is_away and not self.world.state(uid).is_final:
+        if really == 0 and uid in self.world.records and not self.world.etcd.is_away and not self.world.state(uid).is_final:
             self.aborted[uid] = True
             self.world.operator.registry.request_abort(uid, "enough", keep)
 

@@ -10,12 +10,14 @@ import pytest
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.run_state import ScanState
+from mpistream.model.errors import StorageError
 from mpistream.model.job_messages import JobMessageKind
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import CountingParameters, Durability
+from mpistream.pipeline import job_scan
 from mpistream.pipeline.leader import DeclaredDead
 from tests.etcd_server import EtcdServer
-from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob
+from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob, failing
 from tests.unit.made_up_registry import LEASE_SECONDS, MadeUpProducers, OtherProcess
 from tests.unit.picture import until
 from tests.unit.test_calibration import pedestal_frames, sample
@@ -336,6 +338,52 @@ def test_what_is_to_be_read_does_not_depend_on_when_the_lost_job_last_wrote_its_
     first.die()
     until(lambda: ASSEMBLE in second.kinds(uid))
     assert second.read == [[0, 1, 2, 3]]
+
+
+def cut_short_and_waiting(made_up: MadeUpDeployment, job: MadeUpJob) -> UUID:
+    """A scan of which only blocks 1 and 2 came, and whose dataset cannot be written for now."""
+    job.assemble = failing(StorageError("the disk is full", "free some"), 99)
+    uid = made_up.announce_and_stream()
+    job.count(uid, 0, 1, 2)
+    made_up.registry.request_abort(uid, "that will do", keep=True)
+    until(lambda: made_up.registry.status(uid).reason == "the disk is full")
+    return uid
+
+
+def test_a_dataset_of_what_had_come_is_written_by_a_job_that_comes_later(made_up: MadeUpDeployment) -> None:
+    first = made_up.start_job("job-1")
+    uid = cut_short_and_waiting(made_up, first)
+    second = made_up.start_job("job-2")
+    until(lambda: THRESHOLDS in second.kinds(uid))
+    first.die()
+    made_up.becomes(uid, ScanState.ABORTED)
+    assert second.read == [[1, 2]]
+
+
+def test_a_job_that_comes_while_a_dataset_waits_does_not_hold_it_up(
+    made_up: MadeUpDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_scan, "_RETRY_SECONDS", 2.0)
+    first = made_up.start_job("job-1")
+    uid = cut_short_and_waiting(made_up, first)
+    second = made_up.start_job("job-2")
+    until(lambda: THRESHOLDS in second.kinds(uid))
+    first.assemble = failing(StorageError("", ""), 0)
+    made_up.becomes(uid, ScanState.ABORTED)
+
+
+def test_a_job_that_cannot_prepare_does_not_hold_up_the_end(made_up: MadeUpDeployment) -> None:
+    first = made_up.start_job("job-1")
+    uid = made_up.announce_and_stream()
+
+    def prepare(job: MadeUpJob, record: Any) -> None:
+        job.say(JobMessageKind.FAULT, 0, record.uid, message="no such folder", remedy="make it", fatal=False)
+
+    made_up.start_job("job-2", prepare=prepare)
+    until(lambda: made_up.registry.shares(uid)["job-2"].problem if "job-2" in made_up.registry.shares(uid) else False)
+    first.count(uid, 0, 1, 2)
+    made_up.registry.request_abort(uid, "that will do", keep=True)
+    made_up.becomes(uid, ScanState.ABORTED)
 
 
 def test_thresholds_are_those_of_the_job_that_was_lost(made_up: MadeUpDeployment) -> None:
