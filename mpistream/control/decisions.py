@@ -134,12 +134,9 @@ def _all_are_ready(facts: ScanFacts, table: RoutingTable) -> bool:
 
 
 def _while_streaming(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
-    for sector in range(SECTORS):
-        if sector not in facts.ends and facts.abort is not None:
-            return Cut(sector, facts.abort.reason)
-        if sector not in facts.ends and sector in gone:
-            return Cut(sector, gone[sector])
-    return Become(ScanState.DRAINING) if len(facts.ends) == SECTORS else None
+    return _cut(facts, frozenset(facts.ends), gone) or (
+        Become(ScanState.DRAINING) if len(facts.ends) == SECTORS else None
+    )
 
 
 def _while_draining(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
@@ -149,8 +146,16 @@ def _while_draining(facts: ScanFacts, gone: Mapping[int, str]) -> Step | None:
     """
     if facts.blocks_journaled.is_complete or (facts.thresholds is not None and _all_is_there(facts)):
         return Become(ScanState.ASSEMBLING)
-    for sector in sorted(gone.keys() - facts.sectors_cut):
-        return Cut(sector, gone[sector])
+    return _cut(facts, facts.sectors_cut, gone)
+
+
+def _cut(facts: ScanFacts, ended: frozenset[int], gone: Mapping[int, str]) -> Cut | None:
+    """The first of the sectors not ``ended`` for which nothing more is to be waited."""
+    for sector in sorted(set(range(SECTORS)) - ended):
+        if facts.abort is not None:
+            return Cut(sector, facts.abort.reason)
+        if sector in gone:
+            return Cut(sector, gone[sector])
     return None
 
 

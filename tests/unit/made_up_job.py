@@ -84,8 +84,10 @@ class MadeUpJob:
             case JobMessageKind.PREPARE:
                 self.prepare(self, ScanRecord.model_validate(message.fields["record"]))
             case JobMessageKind.FLUSH:
+                uid = UUID(message.fields["uid"])
                 for rank in range(len(self.ranks)):
-                    self._say_counted(rank, UUID(message.fields["uid"]), flushed=True)
+                    if (uid, rank) in self._journals:
+                        self._say_counted(rank, uid, flushed=True)
             case JobMessageKind.ASSEMBLE:
                 uid, journals = UUID(message.fields["uid"]), message.fields["journals"]
                 blocks = [block for path, good in journals for block in read_journal(Path(path), good, scan_uid=uid)]

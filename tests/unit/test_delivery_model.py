@@ -12,9 +12,10 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -37,6 +38,7 @@ MOST_JOBS = 3
 T = TypeVar("T")
 
 SOME = st.integers(0, 11)
+SECONDS = st.sampled_from([0.02, 0.1, ROUND_SECONDS])  # of a round
 SHUFFLE = st.none() | st.integers(0, 2**16)
 STANDSTILL = st.integers(0, 16) | st.none()  # rounds; None: the process ends
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.booleans())  # ranks, groups, on another machine
@@ -45,6 +47,21 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.booleans())  # ranks
 def one_of(items: Iterable[T], number: int) -> T | None:
     chosen = list(items)
     return chosen[number % len(chosen)] if chosen else None
+
+
+def step(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
+    """A rule after which everybody goes on a little."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        @wraps(function)
+        def then_go_on(self: "Deployment", **values: Any) -> None:
+            function(self, **values)
+            for _ in range(self.pace):
+                self.world.round(self.order, self.round_seconds)
+
+        return rule(**arguments)(then_go_on)
+
+    return decorate
 
 
 class Deployment(RuleBasedStateMachine):
@@ -60,8 +77,9 @@ class Deployment(RuleBasedStateMachine):
     @initialize(
         blocks=st.integers(4, 16), counting=st.sampled_from([GIVEN, CALIBRATED]), direct=st.booleans(),
         shapes=st.lists(SHAPES, min_size=1, max_size=2), are_far=st.booleans(), shuffle=SHUFFLE,
+        pace=st.integers(0, 2), seconds=SECONDS,
     )
-    def begin(self, blocks, counting, direct, shapes, are_far, shuffle) -> None:
+    def begin(self, blocks, counting, direct, shapes, are_far, shuffle, pace, seconds) -> None:
         for sector in range(SECTORS):
             self.world.start_camera(sector, are_far)
         self.world.start_relay()
@@ -69,7 +87,10 @@ class Deployment(RuleBasedStateMachine):
             self.world.start_job(*shape)
         self.world.announce(UUID(int=1), blocks, counting, direct)
         self.blocks, self.counting, self.direct = blocks, counting, direct
-        self.go_on(4, ROUND_SECONDS, shuffle)
+        self.pace, self.round_seconds = pace, seconds
+        self.order = None if shuffle is None else random.Random(shuffle)
+        for _ in range(4):
+            self.world.round(self.order)
 
     def teardown(self) -> None:
         try:
@@ -85,7 +106,7 @@ class Deployment(RuleBasedStateMachine):
 
     # time goes on
 
-    @rule(rounds=st.integers(1, 6), seconds=st.sampled_from([0.02, 0.1, ROUND_SECONDS]), shuffle=SHUFFLE)
+    @rule(rounds=st.integers(1, 6), seconds=SECONDS, shuffle=SHUFFLE)
     def go_on(self, rounds: int, seconds: float, shuffle: int | None) -> None:
         order = None if shuffle is None else random.Random(shuffle)
         for _ in range(rounds):
@@ -107,37 +128,37 @@ class Deployment(RuleBasedStateMachine):
 
     # jobs
 
-    @rule(shape=SHAPES)
+    @step(shape=SHAPES)
     def job_starts(self, shape: tuple[int, int, bool]) -> None:
         if len(self.world.jobs) < MOST_JOBS and not self.world.etcd.is_away:
             self.world.start_job(*shape)
 
-    @rule(which=SOME)
+    @step(which=SOME)
     def job_crashes(self, which: int) -> None:
         if job := one_of(self.world.jobs, which):
             job.die()
 
-    @rule(which=SOME)
+    @step(which=SOME)
     def job_is_asked_to_end(self, which: int) -> None:
         if (job := one_of(self.world.jobs, which)) and not self.world.etcd.is_away:
             self.world.operator.registry.request_stop(job.name)
 
     # producers and aggregators
 
-    @rule(which=SOME, for_good=st.booleans())
+    @step(which=SOME, for_good=st.booleans())
     def camera_crashes(self, which: int, for_good: bool) -> None:
         if camera := one_of(self.world.cameras, which):
             camera.die()
             if for_good:
                 self.gone.add(camera.sector)
 
-    @rule(sector=st.integers(0, SECTORS - 1), is_far=st.booleans())
+    @step(sector=st.integers(0, SECTORS - 1), is_far=st.booleans())
     def camera_starts(self, sector: int, is_far: bool) -> None:
         """Also beside one that stands still."""
         if len(self.cameras_of(sector)) < 2 and sector not in self.gone:
             self.world.start_camera(sector, is_far)
 
-    @rule(is_back=st.booleans())
+    @step(is_back=st.booleans())
     def relay_crashes(self, is_back: bool) -> None:
         for relay in self.world.relays:
             relay.die()
@@ -146,27 +167,27 @@ class Deployment(RuleBasedStateMachine):
 
     # standstill and silence
 
-    @rule(which=SOME)
+    @step(which=SOME)
     def one_stops(self, which: int) -> None:
         if process := one_of(self.living(), which):
             process.is_frozen = True
 
-    @rule()
+    @step()
     def all_wake(self) -> None:
         self.wake_all()
 
-    @rule(which=SOME, rounds=st.integers(1, 20), shuffle=SHUFFLE)
+    @step(which=SOME, rounds=st.integers(1, 20), shuffle=SHUFFLE)
     def one_stops_for(self, which: int, rounds: int, shuffle: int | None) -> None:
         if process := one_of(self.living(), which):
             process.freeze(rounds, None if shuffle is None else random.Random(shuffle))
 
-    @rule(which=SOME, place=st.sampled_from(FAULT_POINTS), countdown=st.integers(1, 3), rounds=STANDSTILL)
+    @step(which=SOME, place=st.sampled_from(FAULT_POINTS), countdown=st.integers(1, 3), rounds=STANDSTILL)
     def fault_point(self, which: int, place: str, countdown: int, rounds: int | None) -> None:
         kind = {"producer": Camera, "aggregator": Relay}.get(place.partition(".")[0], Job)
         if process := one_of((one for one in self.living() if isinstance(one, kind)), which):
             process.trap = Trap(place, countdown, rounds)
 
-    @rule(
+    @step(
         which=SOME,
         place=st.sampled_from([ETCD_CALL, ETCD_ANSWER]),
         countdown=st.integers(1, 12),
@@ -178,31 +199,31 @@ class Deployment(RuleBasedStateMachine):
 
     # etcd
 
-    @rule()
+    @step()
     def etcd_goes_away(self) -> None:
         self.world.etcd.is_away = True
 
     @precondition(lambda self: self.world.etcd.is_away)
-    @rule()
+    @step()
     def etcd_comes_back(self) -> None:
         self.world.etcd.come_back()
 
-    @rule(which=SOME, is_cut_off=st.booleans())
+    @step(which=SOME, is_cut_off=st.booleans())
     def one_does_not_reach_etcd(self, which: int, is_cut_off: bool) -> None:
         if process := one_of(self.living(), which):
             process.client.is_cut_off = is_cut_off
 
-    @rule(which=SOME, lags=st.booleans())
+    @step(which=SOME, lags=st.booleans())
     def one_hears_late(self, which: int, lags: bool) -> None:
         if process := one_of(self.living(), which):
             process.client.lags = lags
 
-    @rule(which=SOME, most=st.integers(1, 3))
+    @step(which=SOME, most=st.integers(1, 3))
     def one_hears_a_little(self, which: int, most: int) -> None:
         if process := one_of(self.living(), which):
             process.act(lambda: process.client.deliver(most))
 
-    @rule(which=SOME)
+    @step(which=SOME)
     def a_lease_runs_out_by_mistake(self, which: int) -> None:
         if not self.world.etcd.is_away:
             held = (one for process in self.living() for one in process.client.registrations if one.is_held)
@@ -211,25 +232,25 @@ class Deployment(RuleBasedStateMachine):
 
     # network and disks
 
-    @rule(which=st.integers(0, 40), loses=st.booleans(), is_held=st.booleans())
+    @step(which=st.integers(0, 40), loses=st.booleans(), is_held=st.booleans())
     def a_connection_fails(self, which: int, loses: bool, is_held: bool) -> None:
         if link := one_of(self.world.network.links, which):
             link.is_held = is_held
             if loses:
                 link.queue.clear()
 
-    @rule(which=st.integers(0, 40), count=st.integers(1, 3))
+    @step(which=st.integers(0, 40), count=st.integers(1, 3))
     def a_connection_repeats(self, which: int, count: int) -> None:
         if link := one_of(self.world.network.links, which):
             link.queue.extend(list(link.queue)[:count])
 
-    @rule(journals=st.booleans(), output=st.booleans())
+    @step(journals=st.booleans(), output=st.booleans())
     def disks_fill_or_empty(self, journals: bool, output: bool) -> None:
         self.world.journals_fail, self.world.disk_is_full = journals, output
 
     # people
 
-    @rule(number=st.integers(1, 2), keep=st.booleans(), really=st.integers(0, 3))
+    @step(number=st.integers(1, 2), keep=st.booleans(), really=st.integers(0, 3))
     def someone_aborts(self, number: int, keep: bool, really: int) -> None:
         uid = UUID(int=number)
         if really == 0 and uid in self.world.records and not self.world.etcd.is_away and not self.world.state(uid).is_final:
