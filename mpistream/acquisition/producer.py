@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from mpistream.acquisition.block_supply import BlockSupply, HeldBlock
 from mpistream.acquisition.delivery import Delivery, destination_of
 from mpistream.acquisition.source import SectorSource
-from mpistream.model.errors import ScanFailed
 from mpistream.model.fault_points import reach
 from mpistream.model.job_share import JobShare
 from mpistream.model.protocol import Ack, BlockHeader, Want, blocks_digest
@@ -161,16 +160,15 @@ class SectorSender:
     def news_came(self) -> None:
         self._last_news = time.monotonic()
 
-    def check_patience(self) -> None:
-        """Raises ScanFailed when nothing has been heard for ``patience_seconds`` although something is waited for."""
+    def silence(self) -> str:
+        """What there is to say each time that nothing has been heard for ``patience_seconds`` although something is
+        waited for; empty otherwise. The blocks are kept all the same.
+        """
         seconds = time.monotonic() - self._last_news
-        if not self._waits_for_ranks():
-            self.news_came()
-        elif seconds > self.patience_seconds:
-            raise ScanFailed(
-                f"{self._who_is_silent()} for {self.patience_seconds:g} s",
-                "look into the consumers' log; [stream] patience_seconds sets this limit",
-            )
+        if self._waits_for_ranks() and seconds <= self.patience_seconds:
+            return ""
+        self.news_came()
+        return f"{self._who_is_silent()} for {seconds:.0f} s" if self._waits_for_ranks() else ""
 
     def _waits_for_ranks(self) -> bool:
         """Otherwise it waits for a live source, or for nothing."""

@@ -71,12 +71,12 @@ class SectorStream:
         return cls(sender, links, outlets, write_end, has_ended=entry.sector in facts.ends)
 
     def send_next(self) -> bool:
-        """Sends a block; False where nothing can be sent for now. Raises SourceError, ScanFailed."""
+        """Sends a block; False where nothing can be sent for now. Raises SourceError."""
         has_sent = self.sender.send_next()
         if self.sender.has_sent_all:
             self._end_once()
         if not has_sent:
-            self.sender.check_patience()
+            self._note_silence()
         return has_sent
 
     def _end_once(self) -> None:
@@ -84,6 +84,10 @@ class SectorStream:
             self.has_ended = True
             reach("producer.before-end")
             self.write_end(self.sender.end())
+
+    def _note_silence(self) -> None:
+        if silence := self.sender.silence():
+            _log.warning("scan %s: %s; waiting", self.sender.record.uid, silence)
 
     @property
     def is_idle(self) -> bool:

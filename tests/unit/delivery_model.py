@@ -30,10 +30,10 @@ from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import Counters, CountingParameters, ScanRecord, ScanSummary, Thresholds
-from mpistream.pipeline import conducting, deployment, leader, producer, rank_scan, receiver, sector_stream
+from mpistream.pipeline import conducting, leader, producer, rank_scan, receiver, sector_stream
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, DeclaredDead, JobLeader
 from mpistream.pipeline.producer import Producer
-from mpistream.pipeline.producer_news import Aggregators, NewTable, News, ScanChange, Stop
+from mpistream.pipeline.producer_news import Aggregators, NewTable, ScanChange, Stop
 from mpistream.pipeline.receiver import CountedScan, RankReceiver, StopOrder
 from mpistream.reduction import scan_reduction
 from mpistream.storage.journal import JournalWriter, read_journal

@@ -196,8 +196,10 @@ class MadeUpRegistration:
     def can_be_taken(self) -> bool:
         """Nobody has it, or a process that is known to have died, or this one."""
         other = self._client.etcd.get(self.key)
-        return other is None or other["process"] == self.value["process"] or self._client.etcd.is_known_dead(
-            other["process"]
+        return (
+            other is None
+            or other["process"] == self.value["process"]
+            or self._client.etcd.is_known_dead(other["process"])
         )
 
     def take(self) -> None:

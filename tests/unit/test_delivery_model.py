@@ -21,13 +21,33 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mpistream.control.run_state import ScanState
 from mpistream.model.fault_points import FAULT_POINTS
 from mpistream.model.geometry import SECTORS
-from tests.unit.delivery_model import ABSENT_SECONDS, CALIBRATED, ETCD_ANSWER, ETCD_CALL, GIVEN, LEASE_SECONDS
-from tests.unit.delivery_model import ROUND_SECONDS, Camera, Job, Process, Relay, Trap, World
+from tests.unit.delivery_model import (
+    ABSENT_SECONDS,
+    CALIBRATED,
+    ETCD_ANSWER,
+    ETCD_CALL,
+    GIVEN,
+    LEASE_SECONDS,
+    ROUND_SECONDS,
+    Camera,
+    Job,
+    Process,
+    Relay,
+    Trap,
+    World,
+)
 
 RUNS = int(os.environ.get("MPISTREAM_MODEL_RUNS", "100"))
 STEPS = 40
@@ -75,9 +95,14 @@ class Deployment(RuleBasedStateMachine):
         self.gone: set[int] = set()
 
     @initialize(
-        blocks=st.integers(4, 16), counting=st.sampled_from([GIVEN, CALIBRATED]), direct=st.booleans(),
-        shapes=st.lists(SHAPES, min_size=1, max_size=2), are_far=st.booleans(), shuffle=SHUFFLE,
-        pace=st.integers(0, 2), seconds=SECONDS,
+        blocks=st.integers(4, 16),
+        counting=st.sampled_from([GIVEN, CALIBRATED]),
+        direct=st.booleans(),
+        shapes=st.lists(SHAPES, min_size=1, max_size=2),
+        are_far=st.booleans(),
+        shuffle=SHUFFLE,
+        pace=st.integers(0, 2),
+        seconds=SECONDS,
     )
     def begin(self, blocks, counting, direct, shapes, are_far, shuffle, pace, seconds) -> None:
         for sector in range(SECTORS):
@@ -253,7 +278,12 @@ class Deployment(RuleBasedStateMachine):
     @step(number=st.integers(1, 2), keep=st.booleans(), really=st.integers(0, 3))
     def someone_aborts(self, number: int, keep: bool, really: int) -> None:
         uid = UUID(int=number)
-        if really == 0 and uid in self.world.records and not self.world.etcd.is_away and not self.world.state(uid).is_final:
+        if (
+            really == 0
+            and uid in self.world.records
+            and not self.world.etcd.is_away
+            and not self.world.state(uid).is_final
+        ):
             self.aborted[uid] = True
             self.world.operator.registry.request_abort(uid, "enough", keep)
 
@@ -286,7 +316,9 @@ class Deployment(RuleBasedStateMachine):
             world.round()
             world.check()
             rounds += 1
-            assert rounds < MOST_ROUNDS, f"{ {str(uid): world.etcd.get(f'scans/{uid}/state') for uid in world.records} }"
+            assert rounds < MOST_ROUNDS, (
+                f"{ {str(uid): world.etcd.get(f'scans/{uid}/state') for uid in world.records} }"
+            )
             if not world.jobs:
                 world.start_job(2)
         for _ in range(20):
