@@ -22,7 +22,7 @@ from mpistream.benchmarks.measurement import Bar, Spread, in_rounds, processor_n
 from mpistream.benchmarks.recorded_frames import BACKGROUND, BLOCK_FRAMES, XRAY
 from mpistream.model.errors import MpistreamError, StorageError
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
-from mpistream.model.scan import CountingParameters, Durability
+from mpistream.model.scan import Counters, CountingParameters, Durability
 
 UNACKNOWLEDGED = "no acknowledgements"
 MODES = (
@@ -137,7 +137,7 @@ def _measure_streams(
     for mode in MODES[:2] * _WARM_UPS:
         streams.stream(mode)
     progress(f"measuring {extent.rounds} rounds: {', '.join(mode.name for mode in MODES)}")
-    in_rounds({"": wait, **{mode.name: partial(stream, mode) for mode in MODES}}, extent.rounds)
+    in_rounds({"waiting": wait, **{mode.name: partial(stream, mode) for mode in MODES}}, extent.rounds)
     return costs, {role: Spread.of(one[role] for one in idle).median for role in idle[0]}
 
 
@@ -151,7 +151,7 @@ def _cpu_seconds(costs: list[StreamCost], idle: dict[str, float], frames: int) -
     return {ALL: total, **by_role}
 
 
-def _same_counters(costs: dict[str, list[StreamCost]]) -> Any:
+def _same_counters(costs: dict[str, list[StreamCost]]) -> Counters:
     """The counters of all streams. Raises MpistreamError where they are not the same."""
     counters = [cost.summary.counters for of_mode in costs.values() for cost in of_mode]
     if any(one != counters[0] for one in counters):

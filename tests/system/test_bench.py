@@ -81,7 +81,30 @@ def test_quality_beside_stempy(cli: CommandLine, output: Path) -> None:
     assert "| sigmas" in finished.stdout
 
 
+def test_durability_beside_a_stream_without_acknowledgements(cli: CommandLine, tmp_path: Path) -> None:
+    finished = cli.run("bench", "durability", "--quick", "--folder", tmp_path, "--json", seconds=300).succeeded()
+    result = finished.last_json
+    modes = ["no acknowledgements", "none", "write", "fsync"]
+    assert list(result["cpu_seconds_per_1000_frames"]) == list(result["frames_per_second"]) == modes
+    for name in modes:
+        of_mode = result["cpu_seconds_per_1000_frames"][name]
+        assert set(of_mode) == {"all", "producers", "aggregator", "ranks", "etcd"}
+        assert all(value > 0 for value in (*of_mode["all"], *result["frames_per_second"][name]))
+        assert len(of_mode["all"]) == len(result["times_no_acknowledgements"][name]) == result["rounds"] == 2
+    assert result["frames"] == 64
+    assert 1000 < result["electrons_per_frame"] < 2400
+    journal = result["journal"]
+    assert 0.005 < journal["bytes"] / journal["raw_bytes"] < 0.02
+    assert all(value > 0 for of_rounds in journal["microseconds_per_block"].values() for value in of_rounds)
+    (bar,) = result["bars"].values()
+    assert bar["bar"] == 1.1
+    assert bar["met"] is (bar["value"] <= bar["bar"])
+    assert "durability fsync" in finished.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_requests(cli: CommandLine, output: Path) -> None:
     cli.run("bench", "quality", "--plot", output.parent / "nowhere" / "plot.png").failed_with("nowhere")
     cli.run("bench", "quality", "--plot", output).failed_with("scan.h5")
     assert cli.run("bench", "counting", "--frames", 0).status == 2
+    cli.run("bench", "durability", "--quick", "--folder", output.parent / "nowhere").failed_with("nowhere")
