@@ -78,7 +78,7 @@ def _while_assembling(facts: ScanFacts, table: RoutingTable) -> Step | None:
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
     if _all_is_there(facts):
         return Assemble()
-    if all(share.sealed for share in facts.shares.values() if share.job != table.conducting):
+    if not facts.is_cut_short and all(share.sealed for share in facts.shares.values() if share.job != table.conducting):
         lost, blocks = len(facts.blocks_journaled.missing), len(facts.blocks_journaled.blocks)
         return Become(
             ScanState.FAILED,
@@ -94,7 +94,8 @@ def _all_is_there(facts: ScanFacts) -> bool:
     """Every block is journaled; of a scan that was cut short, every block that had come."""
     if facts.blocks_journaled.is_complete:
         return True
-    return facts.is_cut_short and all(share.sealed or share.flushed for share in facts.shares.values())
+    settled = all(share.sealed or share.flushed or not share.ready for share in facts.shares.values())
+    return facts.is_cut_short and settled
 
 
 def _early_end(facts: ScanFacts) -> Step | None:

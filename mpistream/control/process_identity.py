@@ -16,7 +16,10 @@ def is_known_dead(process: str) -> bool:
     machine, _, rest = process.rpartition("/")[0].rpartition("/")
     if machine != _machine() or not rest.isdecimal():
         return False
-    return _start(int(rest)) != process.rpartition("/")[2]
+    try:
+        return _start(int(rest)) != process.rpartition("/")[2]
+    except PermissionError:
+        return False
 
 
 @cache
@@ -29,9 +32,16 @@ def _machine() -> str:
 
 
 def _start(pid: int) -> str:
-    """In clock ticks since the machine started; empty for a process that is not there, or only waits to be reaped."""
+    """In clock ticks since the machine started; empty for a process that is not there, or only waits to be reaped.
+
+    Raises PermissionError where /proc hides the process.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        raise PermissionError(f"process {pid} is hidden") from None
     return "" if state in "ZX" else fields[18]

@@ -24,12 +24,12 @@ FAULT_POINTS = (
     "leader.before-table",  # a job has come or gone; the new routing table is not written
     "leader.after-table",  # the new table is written; lost journals are not sealed
     "leader.before-seal",  # a lost job's journals are read; the seal is not written
-    "leader.after-seal",
+    "leader.after-seal",  # the seal is written
     "leader.before-thresholds",  # the sample is complete; the thresholds are not pinned
     "leader.after-thresholds",  # they are in etcd; no rank has heard of them
     "leader.before-assembling",  # everything is journaled; the scan is still draining
     "leader.after-assembling",  # the scan is assembling; no rank has heard of it
-    "rank.before-gather",
+    "rank.before-gather",  # the scan is assembling; no journal has been read
     "rank.before-write",  # the slabs are gathered; nothing of the file is there
     "rank.after-events",  # the events are in the partial file, nothing else is
     "rank.before-rename",  # the partial file is complete and on the disk

@@ -22,7 +22,7 @@ from mpistream.control.decisions import (
 )
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.model.errors import MpistreamError
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError
 from mpistream.model.fault_points import reach
 from mpistream.model.job_messages import JobMessageKind
 from mpistream.model.scan import SectorEnd, Thresholds
@@ -57,7 +57,13 @@ class Conducting:
         if role is None or self._deployment.table is None:
             return
         for scan in sorted(scans.values(), key=_announced):
-            self._advance(role, scan, scans, now)
+            try:
+                self._advance(role, scan, scans, now)
+            except EtcdUnreachable:
+                raise
+            except (ValueError, KeyError, TypeError, CoordinationError) as error:
+                # a value written by hand, or by another release: no reason to end a job
+                _log.error("scan %s: %r", scan.uid, error)
         self._write_progress(scans, now)
 
     def _advance(self, role: Registration, scan: JobScan, scans: Mapping[UUID, JobScan], now: float) -> None:

@@ -15,6 +15,7 @@ from mpistream.control.registry import Registry
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.block_set import BlockSet
 from mpistream.model.config import Config
+from mpistream.model.errors import StorageError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare, JournalExtent
@@ -115,10 +116,13 @@ class Deployment:
         if self.table is None:
             return
         for facts, job in to_seal(scans, self.table, gone):
-            if self._producers_follow(now):
-                self._seal(role, facts, job)
-            else:
+            if not self._producers_follow(now):
                 self.look()
+                return
+            try:
+                self._seal(role, facts, job)
+            except StorageError as error:
+                _log.error("scan %s: the journals of MPI job %s cannot be read yet: %s", facts.uid, job, error.message)
 
     def _known_jobs(self, scans: Iterable[ScanFacts]) -> dict[str, set[str]]:
         """The other jobs that get blocks or have some, and processes of theirs."""

@@ -61,7 +61,8 @@ class JobScan:
         fields = message.fields
         match message.kind:
             case JobMessageKind.READY:
-                self._journals[message.rank] = JournalExtent(message.rank, fields["incarnation"], fields["journal"])
+                extent = JournalExtent(message.rank, fields["incarnation"], fields["journal"])
+                self._journals.setdefault(message.rank, extent)
                 self._problems.pop(message.rank, None)
             case JobMessageKind.SAMPLE:
                 self.samples[int(fields["block"])] = message.binary

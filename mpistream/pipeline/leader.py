@@ -88,6 +88,7 @@ class JobLeader:
         self._deployment = Deployment(registry, config, job, ranks[0], self._look)
         self._conducting = Conducting(registry, self._deployment, ranks[0].incarnation, self.tell_ranks)
         self._heard: dict[int, float] = {}
+        self._table_version = 0
         self._status_written = 0.0
         self._away_since: float | None = None
         self._closed = threading.Event()
@@ -158,7 +159,9 @@ class JobLeader:
                 if (scan := self._scans.get(uid)) is not None:
                     scan.assembly_failed(error, now)
             case RoutingTable():
-                self.tell_ranks(JobMessageKind.TABLE, {"table": news.to_json()})
+                if news.version > self._table_version:
+                    self._table_version = news.version
+                    self.tell_ranks(JobMessageKind.TABLE, {"table": news.to_json()})
             case Look():
                 self._deployment.look()
             case (key, value):
@@ -210,8 +213,10 @@ class JobLeader:
         share = scan.share_to_write(now)
         if share is not None:
             if not self._registry.write_share(scan.uid, share, scan.written):
-                self._check_not_sealed(self._registry.shares(scan.uid).get(self._job))
-                return  # the scan has been tidied up
+                # sealed; or written by an earlier attempt whose answer never came; or the scan has been tidied up
+                scan.written = self._registry.shares(scan.uid).get(self._job, scan.written)
+                self._check_not_sealed(scan.written)
+                return
             scan.wrote(share, now)
             self._deployment.look()
         scan.use_latest_share()
@@ -229,7 +234,7 @@ class JobLeader:
             if not scan.prepared:
                 _log.info("scan %s: %s, %s", facts.uid, facts.record.scan_shape, facts.record.source)
             self.tell_ranks(JobMessageKind.PREPARE, {"record": facts.record.model_dump(mode="json")})
-            scan.prepared, scan.thresholds_told, scan.cut_told = True, False, frozenset()
+            scan.prepared, scan.thresholds_told, scan.cut_told, scan.flush_told = True, False, frozenset(), False
         if facts.thresholds is not None and not scan.thresholds_told:
             fields = {**uid, "thresholds": facts.thresholds.model_dump(mode="json")}
             self.tell_ranks(JobMessageKind.THRESHOLDS, fields, scan.sample)
@@ -237,14 +242,15 @@ class JobLeader:
         if facts.sectors_cut - scan.cut_told:
             self.tell_ranks(JobMessageKind.CUT, {**uid, "sectors": sorted(facts.sectors_cut)})
             scan.cut_told = facts.sectors_cut
-        if facts.is_cut_short and facts.state is ScanState.DRAINING and scan.thresholds_told and not scan.flush_told:
+        closing = facts.state in (ScanState.DRAINING, ScanState.ASSEMBLING)
+        if facts.is_cut_short and closing and scan.thresholds_told and not scan.flush_told:
             self.tell_ranks(JobMessageKind.FLUSH, uid)
             scan.flush_told = True
 
     def _forget_finished(self) -> None:
         """A scan that has ended is forgotten once nothing is left of it to be tidied up."""
         for uid, scan in list(self._scans.items()):
-            ended = scan.facts.state is None or scan.facts.state.is_final
+            ended = scan.facts.state is not None and scan.facts.state.is_final
             if ended and not scan.facts.shares and not scan.prepared:
                 del self._scans[uid]
 

@@ -149,7 +149,7 @@ class RankScan:
             "flushed": self._flushed,
             "problem": self.problem,
         }
-        if fields == self._reported:
+        if fields == self._reported and not self._fresh:
             return None
         self._reported = fields
         fresh, self._fresh = np.array(self._fresh, "<u8"), []

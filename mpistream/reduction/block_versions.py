@@ -52,7 +52,9 @@ def _check_equal(
     winners = versions[first][group]
     contenders = (np.bincount(group, minlength=1)[group] > 1) & (versions["records"] == winners["records"])
     mine = [blocks[index] for index in versions[contenders & (versions["rank"] == comm.rank)]["index"].tolist()]
-    checksums = [((block.block, block.frames_present, block.frames_rejected), block.checksum()) for block in mine]
+    checksums = [
+        ((block.block, block.sectors, block.frames_present, block.frames_rejected), block.checksum()) for block in mine
+    ]
     seen: dict[Any, int] = {}
     for records, checksum in (pair for pairs in comm.allgather(checksums) for pair in pairs):
         if seen.setdefault(records, checksum) != checksum:
