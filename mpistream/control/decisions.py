@@ -52,11 +52,16 @@ Step = Become | PinThresholds | Cut | Assemble | TidyUp
 
 
 def next_step(
-    facts: ScanFacts, table: RoutingTable, may_stream: bool = True, gone: Mapping[int, str] | None = None
+    facts: ScanFacts,
+    table: RoutingTable,
+    may_stream: bool = True,
+    gone: Mapping[int, str] | None = None,
+    job: str | None = None,
 ) -> Step | None:
     """None where there is nothing to do but wait.
 
     table       the latest one
+    job         the one that decides; the table's conducting job by default
     may_stream  no other scan of the deployment streams
     gone        sectors whose producers have been away for too long, and why
     """
@@ -65,11 +70,11 @@ def next_step(
     if facts.state.is_final:
         return TidyUp() if facts.shares else None
     if facts.state is ScanState.ASSEMBLING:
-        return _while_assembling(facts, table)
+        return _while_assembling(facts, job or table.conducting)
     return _early_end(facts) or _onwards(facts, table, may_stream, gone or {})
 
 
-def _while_assembling(facts: ScanFacts, table: RoutingTable) -> Step | None:
+def _while_assembling(facts: ScanFacts, job: str) -> Step | None:
     """Everything has arrived: whatever is gone meanwhile, the dataset is written. Only who wants none is heard.
 
     What a lost job had is known once its share is sealed, and waited for.
@@ -78,7 +83,7 @@ def _while_assembling(facts: ScanFacts, table: RoutingTable) -> Step | None:
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
     if _all_is_there(facts):
         return Assemble()
-    if not facts.is_cut_short and all(share.sealed for share in facts.shares.values() if share.job != table.conducting):
+    if not facts.is_cut_short and all(share.sealed for share in facts.shares.values() if share.job != job):
         lost, blocks = len(facts.blocks_journaled.missing), len(facts.blocks_journaled.blocks)
         return Become(
             ScanState.FAILED,

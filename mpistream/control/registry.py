@@ -279,6 +279,10 @@ class Registry:
         """Reports ``<uid>/record``, ``<uid>/state``, ``<uid>/ends/<sector>``, ``<uid>/shares/<job>``, ..."""
         return self._etcd.watch("scans/", on_change)
 
+    def scan_keys(self) -> dict[str, Any]:
+        """All that ``watch_scans`` would report, as it stands now."""
+        return self._etcd.get_prefix("scans/")
+
     def watch_scan(self, uid: UUID, on_change: Callable[[Change], None]) -> Watch:
         return self._etcd.watch(f"scans/{uid}/", on_change)
 

@@ -106,6 +106,11 @@ class ScanFacts:
         return self.record is not None and self.record.durability is not Durability.NONE
 
     @property
+    def keeps_journals(self) -> bool:
+        """A scan that failed for what its journals hold keeps them: they tell what went wrong."""
+        return self.state is ScanState.FAILED and self.blocks_journaled.is_complete
+
+    @property
     def target(self) -> str:
         """Where the dataset goes."""
         assert self.record is not None

@@ -25,7 +25,7 @@ class JobMessageKind(StrEnum):
     CUT = "cut"  # {"uid", "sectors"}: nothing more comes of these sectors
     FLUSH = "flush"  # {"uid"}: say when all that has come is journaled
     ASSEMBLE = "assemble"  # {"uid", "ends", "journals", "output", "attempt"}
-    DISCARD = "discard"  # {"uid"}
+    DISCARD = "discard"  # {"uid", "keep"}: the scan has ended; whether to keep the journals
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Conducting:
 
     def turn(self, scans: Mapping[UUID, JobScan], now: float) -> None:
         role = self._deployment.role
-        if role is None or self._deployment.table is None:
+        if role is None or self._deployment.table is None or not self._deployment.is_up_to_date:
             return
         for scan in sorted(scans.values(), key=_announced):
             try:
@@ -76,7 +76,7 @@ class Conducting:
         assert table is not None
         others_stream = any(other.facts.state is ScanState.STREAMING for other in scans.values() if other is not scan)
         while not scan.assembling:
-            step = next_step(scan.facts, table, not others_stream, gone)
+            step = next_step(scan.facts, table, not others_stream, gone, scan.job)
             if step is None or not self._take_step(role, scan, step, now):
                 return
 
@@ -103,8 +103,7 @@ class Conducting:
         if assembles:
             reach("leader.before-assembling")
         if not self._registry.set_state(scan.uid, state, error, role):
-            scan.facts.status = self._registry.status(scan.uid)
-            self._deployment.lose_role_if_taken()
+            self._deployment.was_overtaken()
             return False
         reasons = (error.message, error.remedy) if error else ("", "")
         scan.facts.status = ScanStatus(state, time.time(), *reasons)
@@ -186,11 +185,9 @@ class Conducting:
         scan.error = None
 
     def _tidy_up(self, scan: JobScan) -> None:
-        """A scan that failed for what its journals hold keeps them: they tell what went wrong."""
         facts = scan.facts
         assert facts.record is not None
-        keep = facts.state is ScanState.FAILED and facts.blocks_journaled.is_complete
-        if facts.record.journals and not keep:
+        if facts.record.journals and not facts.keeps_journals:
             shutil.rmtree(facts.record.journals, ignore_errors=True)
         self._registry.delete_shares(scan.uid)
         facts.shares.clear()

@@ -30,22 +30,32 @@ _LOOK_SECONDS = 1.0
 class Deployment:
     """The role of the conducting job, whether this job has it or not; and what that job sees and does.
 
-    role         None while another job conducts
-    table        the latest routing table; None while there is none
-    gone_sectors sectors whose producers have been away for too long, and why
+    role           None while another job conducts
+    is_up_to_date  what this job knows is no older than its role
+    table          the latest routing table; None while there is none
+    gone_sectors   sectors whose producers have been away for too long, and why
 
     Every method may raise EtcdUnreachable; whatever was not done is done in a later turn.
     """
 
     def __init__(
-        self, registry: Registry, config: Config, job: str, leader: RankEndpoints, look_again: Callable[[], None]
+        self,
+        registry: Registry,
+        config: Config,
+        job: str,
+        leader: RankEndpoints,
+        look_again: Callable[[], None],
+        catch_up: Callable[[], None],
     ) -> None:
+        """``look_again`` makes for another turn soon; ``catch_up`` reads everything about scans from etcd, now."""
         self._registry = registry
         self._absent_seconds = config.stream.absent_seconds
         self._grace_seconds = float(config.etcd.lease_seconds)
         self._job = job
         self._leader = leader
         self.look_again = look_again
+        self._catch_up = catch_up
+        self.is_up_to_date = False
         self.role: Registration | None = None
         self.table: RoutingTable | None = None
         self.gone_sectors: Mapping[int, str] = {}
@@ -68,7 +78,9 @@ class Deployment:
         self._lost = True
         self.look_again()
 
-    def lose_role_if_taken(self) -> None:
+    def was_overtaken(self) -> None:
+        """What was decided no longer fits what stands in etcd: somebody else was faster, or another job conducts."""
+        self._catch_up()
         if self._registry.conductor() != self._job:
             self.lose_role()
 
@@ -88,7 +100,9 @@ class Deployment:
         self._look_at = now + _LOOK_SECONDS
         if self.role is None:
             self._try_to_conduct()
-        if self.role is not None:
+        if self.role is not None and not self.is_up_to_date:
+            self._get_up_to_date()
+        elif self.role is not None:
             self.gone_sectors = self._absent_sectors(now)
             self._keep_table(self.role, list(scans), now)
 
@@ -97,7 +111,15 @@ class Deployment:
         self.role = registry.take_conductor(self._job, leader.host, leader.pid, on_lost=self.lose_role)
         if self.role is not None:
             _log.info("this MPI job conducts")
-            self.table = registry.latest_routing()
+            self.is_up_to_date = False
+
+    def _get_up_to_date(self) -> None:
+        """Watches may lag behind what the job that conducted before has done: nothing is decided from their news."""
+        self.table = self._registry.latest_routing()
+        self._catch_up()
+        self.is_up_to_date = True
+        self.look()
+        self.look_again()
 
     def _keep_table(self, role: Registration, scans: list[ScanFacts], now: float) -> None:
         registered = self._registry.groups()

@@ -85,7 +85,7 @@ class JobLeader:
         self._patience_seconds = config.stream.patience_seconds
         self._abort = abort
         self._scans: dict[UUID, JobScan] = {}
-        self._deployment = Deployment(registry, config, job, ranks[0], self._look)
+        self._deployment = Deployment(registry, config, job, ranks[0], self._look, self._catch_up)
         self._conducting = Conducting(registry, self._deployment, ranks[0].incarnation, self.tell_ranks)
         self._heard: dict[int, float] = {}
         self._table_version = 0
@@ -171,6 +171,11 @@ class JobLeader:
                     # written by hand, or by another release: no reason to end a job
                     _log.error("ignored scans/%s in etcd: %r", key, error)
 
+    def _catch_up(self) -> None:
+        """Everything that stands in etcd about scans, without waiting for the watch to tell."""
+        for change in self._registry.scan_keys().items():
+            self._take(change)
+
     def _take_change(self, key: str, value: Any) -> None:
         uid_text, _, what = key.partition("/")
         uid = UUID(uid_text)
@@ -226,7 +231,7 @@ class JobLeader:
         facts, uid = scan.facts, {"uid": str(scan.uid)}
         if not facts.is_unfinished:
             if scan.prepared:
-                self.tell_ranks(JobMessageKind.DISCARD, uid)
+                self.tell_ranks(JobMessageKind.DISCARD, {**uid, "keep": facts.keeps_journals})
                 scan.prepared = False
             return
         assert facts.record is not None

@@ -1,6 +1,7 @@
 """One scan on one rank: assemble -> count -> journal, then acknowledge."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,12 @@ class RankScan:
             pattern = diffraction_sum_of(blocks)
         return blocks, pattern
 
-    def close(self) -> None:
-        if self.journal is not None:
-            self.journal.close()
+    def close(self, keep: bool) -> None:
+        """The scan has ended: the journal goes, unless it is to be kept, and the last one takes the folder along."""
+        if self.journal is None:
+            return
+        self.journal.close()
+        if not keep:
+            with suppress(OSError):
+                self.journal.path.unlink(missing_ok=True)
+                self.journal.path.parent.rmdir()

@@ -295,7 +295,7 @@ class RankReceiver:
                 self._orders.put(_counted_scan(scan, message.fields))
             case JobMessageKind.DISCARD:
                 del self._scans[scan.record.uid]
-                scan.close()
+                scan.close(keep=message.fields["keep"])
 
     def _adopt(self, table: RoutingTable) -> None:
         """Blocks that another rank will get now need not be waited for here."""

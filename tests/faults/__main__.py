@@ -41,6 +41,8 @@ def main() -> int:
     seed = int(time.time()) if options.seed is None else options.seed
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mpistream-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        parser.error(f"{folder} is not empty")
     print(f"seed {seed}; folder {folder}", flush=True)
     problems, figures = options.run(options, seed, folder.absolute())
     if options.json:

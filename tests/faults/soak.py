@@ -1,6 +1,7 @@
 """A session of many scans in one testbed: nothing may grow with their number."""
 
 import os
+import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -55,7 +56,11 @@ class Soak:
         idle = self._leases()
         self.history = {f"{one.role} {one.pid}": [] for one in processes}
         for number in range(scans):
-            self._scan(number, variant)
+            try:
+                self._scan(number, variant)
+            except (AssertionError, TimeoutError) as error:
+                self.problems.append(f"scan {number + 1} of {scans}: {error}")
+                return
             if not all(one.is_running for one in processes):
                 self.problems.append("a process ended during the session")
                 return
@@ -71,7 +76,7 @@ class Soak:
     def _scan(self, number: int, variant: Variant) -> None:
         """Returns when nothing of it is left."""
         reference = self._stage.undisturbed(Variant(f"soak-{number}", variant.source, variant.options, variant.dataset))
-        reference.path.unlink()
+        shutil.rmtree(reference.path.parent)
 
     def _leases(self) -> int:
         """Once it has come to rest."""

@@ -73,7 +73,7 @@ class OneRank:
 def rank(tmp_path: Path) -> Iterator[OneRank]:
     rank = OneRank(tmp_path)
     yield rank
-    rank.scan.close()
+    rank.scan.close(keep=True)
 
 
 def acks_of(record: ScanRecord, blocks: tuple[int, ...], incarnation: int = 1000) -> list[Ack]:
@@ -102,7 +102,7 @@ def test_a_journal_is_begun_with_the_scan_under_a_name_of_its_own(rank: OneRank,
     with pytest.raises(StorageError, match="exists"):
         RankScan.prepare(rank.record, VirtualDetectors(), 3, INCARNATION)
     other = RankScan.prepare(rank.record, VirtualDetectors(), 3, INCARNATION + 1)
-    other.close()
+    other.close(keep=True)
 
 
 def test_a_block_is_acknowledged_once_it_is_journaled(rank: OneRank) -> None:
@@ -134,7 +134,7 @@ def test_what_is_held_is_acknowledged_only_after_the_thresholds_are_known(tmp_pa
     rank.set_thresholds()
     assert rank.turn() == acks_of(rank.record, (1,))
     assert rank.journaled == [1]
-    rank.scan.close()
+    rank.scan.close(keep=True)
 
 
 @pytest.mark.parametrize("room", [0, 1, 5000])
@@ -276,7 +276,7 @@ def test_the_leader_hears_of_empty_blocks_too(tmp_path: Path, durability: Durabi
         rank.receive(block, 0)
         assert rank.turn() == acks_of(rank.record, (block,))
         assert rank.reported() == [block]
-    rank.scan.close()
+    rank.scan.close(keep=True)
 
 
 def test_what_is_reported_stands_in_the_journal(rank: OneRank) -> None:
@@ -318,7 +318,7 @@ def test_a_flush_is_done_when_all_that_came_is_journaled(tmp_path: Path) -> None
     rank.receive(2)
     rank.scan.nothing_came()
     assert flushed(), "once it is said, it is said"
-    rank.scan.close()
+    rank.scan.close(keep=True)
 
 
 # the dataset
@@ -382,7 +382,7 @@ def test_every_durability_acknowledges(tmp_path: Path, durability: Durability) -
     else:
         assert rank.journaled == [1]
     check_taken(rank, [1])
-    rank.scan.close()
+    rank.scan.close(keep=True)
 
 
 # whatever happens
@@ -434,4 +434,4 @@ def test_what_is_acknowledged_is_in_the_journal_whatever_happens(tmp_path: Path,
     look()
     assert all(sectors == set(range(SECTORS)) for sectors in acknowledged.values())
     check_taken(rank, rank.journaled)
-    rank.scan.close()
+    rank.scan.close(keep=True)

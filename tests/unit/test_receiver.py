@@ -160,7 +160,7 @@ def rank(running_rank: OneRank, tmp_path: Path) -> Iterator[OneRank]:
     yield running_rank
     assert running_rank.aborts == []
     for uid in running_rank.scans:
-        running_rank.order(JobMessageKind.DISCARD, uid=str(uid))
+        running_rank.order(JobMessageKind.DISCARD, uid=str(uid), keep=False)
     running_rank.scans.clear()
 
 
@@ -352,8 +352,8 @@ def test_a_dataset_is_ordered_with_what_was_counted(rank: OneRank) -> None:
 
 def test_a_scan_that_is_discarded_is_received_no_more(rank: OneRank) -> None:
     record = rank.prepared()
-    rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
-    rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid), keep=False)
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid), keep=False)
     following = rank.prepared()
     rank.send(record, 1)
     rank.send(following, 1)
@@ -383,7 +383,7 @@ def test_thresholds_that_cannot_be_counted_with_end_their_scan_only(rank: OneRan
     assert "row-dark" in fault.fields["message"]
     assert fault.fields["remedy"]
     assert fault.fields["fatal"] is True
-    rank.order(JobMessageKind.DISCARD, uid=str(record.uid))
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid), keep=False)
     following = rank.prepared()
     rank.send(following, 1)
     rank.counted(following.uid, 1)
