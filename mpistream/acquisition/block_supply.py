@@ -1,6 +1,7 @@
 """Where a producer has the blocks that it sends: in a window of memory, in its source, or spilled to a file."""
 
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,7 +58,8 @@ class SendWindow:
 
     def buffer(self) -> memoryview:
         """One of ``block_bytes`` bytes to read a block into; it goes to ``hold`` or ``give_back``."""
-        return self._free.pop() if self._free else memoryview(bytearray(self._block_bytes))
+        # pages of its own: what is let go of goes back to the system, and does not stay in the process's heap
+        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, self._block_bytes))
 
     def give_back(self, buffer: memoryview) -> None:
         """Nobody reads this buffer."""
