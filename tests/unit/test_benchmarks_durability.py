@@ -85,7 +85,7 @@ def test_any_other_scan_is_received_by_the_products_own_code(tmp_path: Path, lev
     assert type(scan) is RankScan
     assert len(scan.take_acknowledgements()) == SECTORS
     assert (scan.journal is not None) == (level is not Durability.NONE)
-    scan.close()
+    scan.close(keep=False)
 
 
 @pytest.mark.parametrize(("journals", "asks"), [("", False), ("/somewhere", True)])
