@@ -22,6 +22,7 @@ from mpistream.cli.report import ScanProgress, print_json, print_summary
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
 from mpistream.launch import single_run
+from mpistream.launch.absence import wait_until_present
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.scan_follower import ScanEnd, ScanFollower, in_words
 from mpistream.launch.supervisor import default_folder, given_up
@@ -35,6 +36,9 @@ from mpistream.pipeline.process import connect_etcd, open_registry
 
 #: The exit status of a scan whose dataset has only what had arrived.
 NOT_WHOLE = 3
+
+#: A process that is being started again registers within so many seconds.
+_RETURN_SECONDS = 5.0
 
 
 def scan_request(
@@ -135,6 +139,7 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
     draft, notes = draft_scan(scan_request(**scan), loaded)
     with connect_etcd(loaded) as etcd:
         registry = open_registry(loaded, etcd)
+        wait_until_present(registry, draft.direct, seconds=loaded.etcd.lease_seconds + _RETURN_SECONDS)
         end = follow(registry, loaded, announce(registry, draft), notes)
     report(end, as_json)
 

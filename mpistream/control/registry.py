@@ -177,13 +177,11 @@ class Registry:
     # scans: what is fixed
 
     def announce(self, record: ScanRecord) -> None:
-        """Writes a scan's immutable record and its first state."""
-        key = f"scans/{record.uid}/"
+        """Writes a scan's immutable record and its first state; again for the same record changes nothing."""
+        key, value = f"scans/{record.uid}/", record.model_dump(mode="json")
         status = ScanStatus(ScanState.ANNOUNCED, time.time())
-        if not (
-            self._etcd.create(key + "state", status.to_json())
-            and self._etcd.create(key + "record", record.model_dump(mode="json"))
-        ):
+        written = self._etcd.create_all({key + "state": status.to_json(), key + "record": value})
+        if not written and self._etcd.get(key + "record") != value:
             raise CoordinationError(f"scan {record.uid} was announced before")
 
     def record(self, uid: UUID) -> ScanRecord | None:

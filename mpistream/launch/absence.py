@@ -1,11 +1,14 @@
 """Which of the processes that a scan needs are not registered, and since when."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpistream.control.registry import Registry
-from mpistream.model.errors import ScanFailed
+from mpistream.model.errors import EtcdUnreachable, ScanFailed
 from mpistream.model.geometry import SECTORS
+
+_TURN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,25 @@ def check_present(registry: Registry, direct: bool) -> None:
         )
     if absences:
         raise ScanFailed(absences[0].message, "start one (mpistream aggregate), or stream with --direct")
+
+
+def wait_until_present(
+    registry: Registry, direct: bool, seconds: float, turn: Callable[[], object] = lambda: None
+) -> None:
+    """What has just ended may be on its way back. ``turn`` is called several times a second.
+
+    Raises ScanFailed, EtcdUnreachable when something is still missing after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        turn()
+        try:
+            check_present(registry, direct)
+            return
+        except (ScanFailed, EtcdUnreachable):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_TURN_SECONDS)
 
 
 class AbsenceNotes:

@@ -3,24 +3,22 @@
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mpistream.control.registry import Registry
-from mpistream.launch.absence import check_present
+from mpistream.launch.absence import wait_until_present
 from mpistream.launch.announcement import announce
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.launch.supervisor import leave
 from mpistream.launch.testbed import Testbed
 from mpistream.launch.testbed_folder import TestbedFolder, TestbedState
 from mpistream.model.config import Config
-from mpistream.model.errors import EtcdUnreachable, MpistreamError, ScanFailed
+from mpistream.model.errors import MpistreamError
 from mpistream.model.scan import ScanRecord
 from mpistream.storage.placement import remove_partials
 
 _PRESENT_SECONDS = 60.0
-_TURN_SECONDS = 0.1
 
 #: Follows the announced scan; the last argument is to be called several times a second.
 Follow = Callable[[Registry, ScanRecord, Callable[[], object]], ScanEnd]
@@ -39,7 +37,7 @@ def run_once(
     try:
         with folder.held(), testbed:
             folder.write_state(TestbedState(os.getpid()))
-            _wait_until_present(testbed, draft.direct)
+            wait_until_present(testbed.registry, draft.direct, _PRESENT_SECONDS, testbed.supervise)
             record = announce(testbed.registry, draft)
             end = follow(testbed.registry, record, testbed.supervise)
     except MpistreamError as error:
@@ -50,20 +48,6 @@ def run_once(
         raise
     _remove(folder, draft)
     return end
-
-
-def _wait_until_present(testbed: Testbed, direct: bool) -> None:
-    """What has ended since the start is started again. Raises ScanFailed, EtcdUnreachable."""
-    deadline = time.monotonic() + _PRESENT_SECONDS
-    while True:
-        testbed.supervise()
-        try:
-            check_present(testbed.registry, direct)
-            return
-        except (ScanFailed, EtcdUnreachable):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_TURN_SECONDS)
 
 
 def _remedy(error: MpistreamError, folder: TestbedFolder, draft: ScanRecord, unfinished: bool) -> str:

@@ -43,7 +43,7 @@ class Courier:
     def _run(self) -> None:
         while True:
             try:
-                action = self._actions.get(timeout=_STATUS_SECONDS / 4)
+                action = self._actions.get(timeout=_STATUS_SECONDS)
             except queue.Empty:
                 if self._closed.is_set():
                     return
@@ -80,6 +80,7 @@ class Courier:
     def close(self, timeout_seconds: float) -> None:
         """Does what is left, each thing once."""
         self._closed.set()
+        self._actions.put(lambda: None)  # ends the wait
         self._thread.join(timeout_seconds)
 
     def __enter__(self) -> Self:

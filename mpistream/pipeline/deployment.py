@@ -25,6 +25,8 @@ from mpistream.storage.journal import examine_journal
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+#: While nobody is missed: whoever comes or goes is told by watches.
+_QUIET_LOOK_SECONDS = 3.0
 
 
 class Deployment:
@@ -97,7 +99,7 @@ class Deployment:
         self._lost = False
         if now < self._look_at:
             return
-        self._look_at = now + _LOOK_SECONDS
+        self._look_at = now + (_LOOK_SECONDS if self._absent or self.role is None else _QUIET_LOOK_SECONDS)
         if self.role is None:
             self._try_to_conduct()
         if self.role is not None and not self.is_up_to_date:

@@ -57,8 +57,10 @@ class JobScan:
         return self.facts.uid
 
     def told(self, message: JobMessage, now: float) -> None:
-        """A rank's news about the scan."""
+        """A rank's news about the scan; late ones of a scan that was forgotten meanwhile are left out."""
         fields = message.fields
+        if self.facts.record is None or (message.kind is JobMessageKind.COUNTED and message.rank not in self._journals):
+            return
         match message.kind:
             case JobMessageKind.READY:
                 extent = JournalExtent(message.rank, fields["incarnation"], fields["journal"])

@@ -31,7 +31,9 @@ from mpistream.transport.mailbox import Mailbox
 _log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.25
+_IDLE_TURN_SECONDS = 1.0
 _STATUS_SECONDS = 1.0
+_IDLE_STATUS_SECONDS = 3.0
 
 
 class DeclaredDead(MpistreamError):
@@ -124,7 +126,7 @@ class JobLeader:
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
-                self.news.wait_into(self._take, _TURN_SECONDS)
+                self.news.wait_into(self._take, _TURN_SECONDS if self._scans else _IDLE_TURN_SECONDS)
                 try:
                     self._turn()
                     self._away_since = None
@@ -180,6 +182,8 @@ class JobLeader:
         uid_text, _, what = key.partition("/")
         uid = UUID(uid_text)
         scan = self._scans.get(uid)
+        if scan is None and value is None:
+            return  # the last of a scan that is forgotten
         if scan is None:
             scan = self._scans[uid] = JobScan(ScanFacts(uid), self._job, len(self._ranks))
         if what == f"shares/{self._job}":
@@ -261,7 +265,7 @@ class JobLeader:
 
     def _write_status(self, now: float) -> None:
         """For people who watch: what nobody could see while etcd was away is not made up for."""
-        if now - self._status_written < _STATUS_SECONDS:
+        if now - self._status_written < (_STATUS_SECONDS if self._scans else _IDLE_STATUS_SECONDS):
             return
         self._status_written = now
         ranks = [

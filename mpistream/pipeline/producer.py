@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 #: How often a waiting producer looks around.
 _TURN_SECONDS = 0.25
+_IDLE_TURN_SECONDS = 1.0
 _STATUS_SECONDS = 1.0
 
 
@@ -104,7 +105,8 @@ class Producer:
         try:
             while not self._stopping:
                 if not self.turn():
-                    self.sockets.wait(min(_TURN_SECONDS, self._seconds_until_capture()))
+                    turn_seconds = _TURN_SECONDS if self._streams else _IDLE_TURN_SECONDS
+                    self.sockets.wait(min(turn_seconds, self._seconds_until_capture()))
         finally:
             for uid in list(self._streams):
                 self._close(uid)

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpistream.control.coordination import ABSENT, Change
@@ -110,6 +110,14 @@ class Client:
     def create(self, key: str, value: Any) -> bool:
         self._reach()
         return self._write(key, value, key not in self.etcd.values)
+
+    def create_all(self, values: Mapping[str, Any]) -> bool:
+        self._reach()
+        absent = not any(key in self.etcd.values for key in values)
+        for key, value in values.items() if absent else ():
+            self.etcd.write(key, value)
+        self._after_call()
+        return absent
 
     def replace(self, key: str, expected: Any, value: Any) -> bool:
         self._reach()
