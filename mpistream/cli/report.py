@@ -176,6 +176,6 @@ def print_summary(summary: ScanSummary) -> None:
     times = [f"{name.replace('_', ' ')} {summary.seconds[name]:.2f}" for name in names if name in summary.seconds]
     print(f"seconds      {', '.join(times) or 'not known'}")
     if counters.blocks_repeated:
-        print(f"repeated     {counters.blocks_repeated} blocks of a sector came again: something had ended meanwhile")
+        print(f"repeated     {counters.blocks_repeated} blocks of a sector came more than once, and count once")
     for warning in summary.warnings:
         print(f"warning      {warning}")

@@ -21,7 +21,7 @@ LISTENING = ("etcd", "aggregator", "consumer")
 THRESHOLDS = ("--background", BACKGROUND, "--xray", XRAY)
 SETTLING_SECONDS = 2.0
 IDLE_SECONDS = 10.0
-IDLE_SHARE_OF_A_CORE = 0.08  # each process says once a second how it does
+IDLE_SHARE_OF_A_CORE = 0.05
 
 
 def is_open(endpoint: str) -> bool:
