@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(required=True)
     campaign = commands.add_parser("campaign", help="scans under faults; each must give the undisturbed dataset")
-    campaign.add_argument("--trials", type=int, default=80, help="processes to kill; all else in proportion")
+    campaign.add_argument("--trials", type=int, default=50, help="processes to kill; all else in proportion")
     campaign.add_argument("--short", action="store_true", help="a few of each kind, in about two minutes")
     campaign.add_argument("--only", type=int, nargs="*", help="these trials of the campaign")
     campaign.set_defaults(run=run_campaign)

@@ -52,6 +52,6 @@ def test_growth_is_told_from_noise() -> None:
     swelling = [Figures((100 + number) * mebibyte, 20, 8, 12) for number in range(60)]
     assert growth("rank 1", steady) == []
     assert "descriptors" in "".join(growth("rank 1", leaking))
-    assert "resident_bytes" in "".join(growth("rank 1", swelling))
+    assert "resident memory" in "".join(growth("rank 1", swelling))
     warm_up = [Figures(mebibyte, 1, 1, 1)] * FIRST_COUNTED
     assert growth("rank 1", warm_up + steady) == []

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mpistream.control.conductor import given_thresholds
 from mpistream.model.scan import CountingParameters, Thresholds
 from mpistream.reduction.electron_counting import count_electrons
 from tests.unit.made_up_blocks import scan_record
@@ -82,7 +81,7 @@ def test_a_sample_that_is_too_small_is_said() -> None:
         "the thresholds were calibrated from 2 complete frames instead of 3: "
         "there were no more among the first 4 blocks"
     ]
-    assert list(given_thresholds(CountingParameters(**GIVEN)).notes(record)) == []
+    assert list(Thresholds.given(CountingParameters(**GIVEN)).notes(record)) == []
 
 
 def test_a_dark_reference_that_does_not_fit_is_said() -> None:
@@ -97,4 +96,4 @@ def test_a_dark_reference_that_does_not_fit_is_said() -> None:
 
 def test_given_thresholds() -> None:
     with_level = CountingParameters(**GIVEN, row_dark="mean", row_dark_level=30)
-    assert given_thresholds(with_level) == Thresholds(background=44, xray=1500, row_dark_level=30, calibrated=False)
+    assert Thresholds.given(with_level) == Thresholds(background=44, xray=1500, row_dark_level=30, calibrated=False)
