@@ -28,6 +28,7 @@ _GRPC_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", -1),  # a listing of everything about a thousand scans has more than 4 MiB
     ("grpc.max_reconnect_backoff_ms", 2_000),  # otherwise two minutes after a long outage
 ]
 

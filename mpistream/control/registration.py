@@ -111,15 +111,15 @@ class Registration:
             try:
                 with self._client.translated():
                     alive = any(answer.TTL > 0 for answer in self._lease.refresh())
+                if not alive and self._on_lost is not None:
+                    self._lost()  # another process may have had the key meanwhile
+                    return
                 if not alive:
                     _log.warning("the lease on %s had run out; registering again", self._key)
                     registered = False
                     self._lease = self._client.grant_lease(self._lease_seconds)
                 if not registered:
-                    registered = self._take_key(wait=self._on_lost is None)
-                    if not registered:
-                        self._lost()
-                        return
+                    registered = self._take_key(wait=True)
                 if not self._is_written:
                     self._write()
             except EtcdUnreachable as error:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from mpistream.control.coordination import Change, Coordination, Registration, Watch
 from mpistream.control.process_identity import this_process
-from mpistream.control.run_state import TRANSITIONS, ScanState, ScanStatus
+from mpistream.control.run_state import TRANSITIONS, ScanState, ScanStatus, keeps_journals
 from mpistream.model.errors import CoordinationError, MpistreamError
 from mpistream.model.job_share import JobShare
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
@@ -161,8 +161,12 @@ class Registry:
         return RoutingTable.from_json(value)
 
     def latest_routing(self) -> RoutingTable | None:
-        versions = self._routing_versions()
-        return self.routing(max(versions)) if versions else None
+        for version in sorted(self._routing_versions(), reverse=True):
+            try:
+                return self.routing(version)
+            except (ValueError, KeyError, TypeError) as error:
+                _log.error("ignored routing/%d in etcd: %r", version, error)
+        return None
 
     def _routing_versions(self) -> list[int]:
         return [int(version) for version in self._etcd.get_prefix("routing/") if version.isdecimal()]
@@ -236,10 +240,6 @@ class Registry:
             raise CoordinationError(f"etcd knows no scan {uid}")
         return ScanStatus.from_json(value)
 
-    def is_streaming(self) -> bool:
-        """Whether any scan of the deployment streams."""
-        return any(status.state is ScanState.STREAMING for status in self.scans().values())
-
     def set_state(
         self, uid: UUID, state: ScanState, error: MpistreamError | None = None, role: Registration | None = None
     ) -> bool:
@@ -256,7 +256,7 @@ class Registry:
         if old.state is not state and state not in TRANSITIONS[old.state]:
             return False  # decided from what has been overtaken
         since = old.since_unix_seconds if old.state is state else time.time()
-        new = ScanStatus(state, since, *reasons)
+        new = ScanStatus(state, since, *reasons, keeps_journals=keeps_journals(old.state, state))
         key = f"scans/{uid}/state"
         if role is not None:
             return self._etcd.write_while(_CONDUCTOR, role.value, key, new.to_json(), old.to_json())
@@ -307,7 +307,13 @@ class Registry:
         return self._etcd.write_while(_CONDUCTOR, role.value, key, share.to_json(), before)
 
     def shares(self, uid: UUID) -> dict[str, JobShare]:
-        return {job: JobShare.from_json(value) for job, value in self._etcd.get_prefix(f"scans/{uid}/shares/").items()}
+        found = {}
+        for job, value in self._etcd.get_prefix(f"scans/{uid}/shares/").items():
+            try:
+                found[job] = JobShare.from_json(value)
+            except (ValueError, KeyError, TypeError) as error:
+                _log.error("ignored scans/%s/shares/%s in etcd: %r", uid, job, error)
+        return found
 
     def delete_shares(self, uid: UUID) -> None:
         """Once the scan has ended and its journals are gone."""

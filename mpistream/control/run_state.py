@@ -35,12 +35,16 @@ TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {
 
 @dataclass(frozen=True)
 class ScanStatus:
-    """A scan's state as etcd holds it; ``reason`` and ``remedy`` are for people: why it ended, what it waits for."""
+    """A scan's state as etcd holds it; ``reason`` and ``remedy`` are for people: why it ended, what it waits for.
+
+    ``keeps_journals``: it failed for what its journals hold or lack, and they tell what went wrong.
+    """
 
     state: ScanState
     since_unix_seconds: float
     reason: str = ""
     remedy: str = ""
+    keeps_journals: bool = False
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -48,6 +52,7 @@ class ScanStatus:
             "since_unix_seconds": self.since_unix_seconds,
             "reason": self.reason,
             "remedy": self.remedy,
+            "keeps_journals": self.keeps_journals,
         }
 
     @classmethod
@@ -57,4 +62,10 @@ class ScanStatus:
             float(str(value["since_unix_seconds"])),
             str(value["reason"]),
             str(value["remedy"]),
+            bool(value.get("keeps_journals", False)),
         )
+
+
+def keeps_journals(old: ScanState, new: ScanState) -> bool:
+    """Whether a scan that goes from ``old`` to ``new`` keeps its journals, though it has ended."""
+    return old is ScanState.ASSEMBLING and new is ScanState.FAILED

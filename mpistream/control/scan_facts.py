@@ -107,8 +107,8 @@ class ScanFacts:
 
     @property
     def keeps_journals(self) -> bool:
-        """A scan that failed for what its journals hold keeps them: they tell what went wrong."""
-        return self.state is ScanState.FAILED and self.blocks_journaled.is_complete
+        """Its journals are not removed, though it has ended."""
+        return self.status is not None and self.status.keeps_journals
 
     @property
     def target(self) -> str:

@@ -43,8 +43,13 @@ def run_once(
     except MpistreamError as error:
         leave(folder, testbed)
         raise type(error)(error.message, _remedy(error, folder, draft, bool(testbed.unfinished))) from error
-    except BaseException:
+    except KeyboardInterrupt:
         _remove(folder, draft)
+        raise
+    except BaseException:
+        leave(folder, testbed)
+        if testbed.unfinished:
+            say(f"nothing is lost; the scan goes on with: mpistream testbed up --folder {folder.path}")
         raise
     _remove(folder, draft)
     return end

@@ -115,6 +115,8 @@ class TestbedFolder:
             value = json.loads((self.path / _STATE).read_text())
         except FileNotFoundError:
             return None
+        except ValueError:
+            return TestbedState(0)  # the machine went down while it was written
         return TestbedState(
             value["supervisor"],
             tuple(ProcessEntry(**entry) for entry in value["processes"]),

@@ -60,7 +60,7 @@ class StreamConfig(_Section):
     window_bytes: int = Field(
         default=256 * 2**20, description="most bytes of a scan between its source and the ranks, all sectors together"
     )
-    patience_seconds: float = Field(default=120.0, gt=0, description="longest silence before a scan is given up")
+    patience_seconds: float = Field(default=120.0, gt=0, description="longest wait of a scan command without progress")
     absent_seconds: float = Field(
         default=30.0, gt=0, description="how long a sector's producer may be gone before its scan goes on without it"
     )

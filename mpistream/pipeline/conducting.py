@@ -21,7 +21,7 @@ from mpistream.control.decisions import (
     next_step,
 )
 from mpistream.control.registry import Registry
-from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.control.run_state import ScanState, ScanStatus, keeps_journals
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError
 from mpistream.model.fault_points import reach
 from mpistream.model.job_messages import JobMessageKind
@@ -106,7 +106,8 @@ class Conducting:
             self._deployment.was_overtaken()
             return False
         reasons = (error.message, error.remedy) if error else ("", "")
-        scan.facts.status = ScanStatus(state, time.time(), *reasons)
+        keeps = scan.facts.state is not None and keeps_journals(scan.facts.state, state)
+        scan.facts.status = ScanStatus(state, time.time(), *reasons, keeps_journals=keeps)
         _log.info("scan %s: %s%s", scan.uid, state, f" ({error.message})" if error else "")
         if assembles:
             reach("leader.after-assembling")
@@ -164,7 +165,7 @@ class Conducting:
             "output": facts.target,
             "attempt": f"{self._incarnation}-{scan.attempts}",
         }
-        scan.assembling = True
+        scan.assembling, scan.attempts = True, scan.attempts + 1
         self._tell(JobMessageKind.ASSEMBLE, order, b"")
 
     def _commit(self, role: Registration, scan: JobScan) -> None:

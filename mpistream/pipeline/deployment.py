@@ -24,6 +24,7 @@ from mpistream.storage.journal import examine_journal
 
 _log = logging.getLogger(__name__)
 
+_PRODUCER = "producer-"
 _LOOK_SECONDS = 1.0
 #: While nobody is missed: whoever comes or goes is told by watches.
 _QUIET_LOOK_SECONDS = 3.0
@@ -93,10 +94,10 @@ class Deployment:
 
     def turn(self, scans: Iterable[ScanFacts], now: float) -> None:
         """Looks around where that is due, and does what follows from it."""
-        if self._lost and self.role is not None:
+        lost, self._lost = self._lost, False
+        if lost and self.role is not None:
             _log.warning("this MPI job conducts no longer")
             self.close()
-        self._lost = False
         if now < self._look_at:
             return
         self._look_at = now + (_LOOK_SECONDS if self._absent or self.role is None else _QUIET_LOOK_SECONDS)
@@ -119,6 +120,8 @@ class Deployment:
         """Watches may lag behind what the job that conducted before has done: nothing is decided from their news."""
         self.table = self._registry.latest_routing()
         self._catch_up()
+        self._absent.clear()
+        self.gone_sectors = {}
         self.is_up_to_date = True
         self.look()
         self.look_again()
@@ -147,6 +150,8 @@ class Deployment:
                 self._seal(role, facts, job)
             except StorageError as error:
                 _log.error("scan %s: the journals of MPI job %s cannot be read yet: %s", facts.uid, job, error.message)
+                if facts.state is not None:
+                    self._registry.set_state(facts.uid, facts.state, error, role)
 
     def _known_jobs(self, scans: Iterable[ScanFacts]) -> dict[str, set[str]]:
         """The other jobs that get blocks or have some, and processes of theirs."""
@@ -162,6 +167,8 @@ class Deployment:
     def _gone(self, jobs: Mapping[str, set[str]], present: Mapping[str, object], now: float) -> set[str]:
         """Jobs that have ended: known to have died on this machine, or unregistered for longer than a mistake lasts."""
         gone = set()
+        for name in [name for name in self._absent if name not in jobs and not name.startswith(_PRODUCER)]:
+            del self._absent[name]
         for job, processes in jobs.items():
             if job in present:
                 self._absent.pop(job, None)
@@ -215,7 +222,7 @@ class Deployment:
         present = {producer.sector for producer in self._registry.producers() if not is_known_dead(producer.process)}
         gone = {}
         for sector in range(SECTORS):
-            name = f"producer-{sector}"
+            name = f"{_PRODUCER}{sector}"
             if sector in present:
                 self._absent.pop(name, None)
             elif now - self._absent.setdefault(name, now) > self._absent_seconds:

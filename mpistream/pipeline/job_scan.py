@@ -160,8 +160,8 @@ class JobScan:
 
     def assembly_failed(self, error: MpistreamError, now: float) -> None:
         self.assembling, self.error = False, error
-        self.retry_at = now + min(_RETRY_SECONDS * 2**self.attempts, _LONGEST_RETRY_SECONDS)
-        self.attempts += 1
+        doubled = min(self.attempts - 1, 10)
+        self.retry_at = now + min(_RETRY_SECONDS * 2**doubled, _LONGEST_RETRY_SECONDS)
 
     @property
     def can_be_tried_again(self) -> bool:

@@ -89,6 +89,7 @@ class JobLeader:
         self._scans: dict[UUID, JobScan] = {}
         self._deployment = Deployment(registry, config, job, ranks[0], self._look, self._catch_up)
         self._conducting = Conducting(registry, self._deployment, ranks[0].incarnation, self.tell_ranks)
+        self._over: set[UUID] = set()
         self._heard: dict[int, float] = {}
         self._table_version = 0
         self._status_written = 0.0
@@ -182,7 +183,7 @@ class JobLeader:
         uid_text, _, what = key.partition("/")
         uid = UUID(uid_text)
         scan = self._scans.get(uid)
-        if scan is None and value is None:
+        if uid in self._over or (scan is None and value is None):
             return  # the last of a scan that is forgotten
         if scan is None:
             scan = self._scans[uid] = JobScan(ScanFacts(uid), self._job, len(self._ranks))
@@ -210,7 +211,13 @@ class JobLeader:
             self._serve(scan, now)
             if scan.facts.is_unfinished:
                 self._write_share(scan, now)
-        self._deployment.turn([scan.facts for scan in self._scans.values()], now)
+        try:
+            self._deployment.turn([scan.facts for scan in self._scans.values()], now)
+        except EtcdUnreachable:
+            raise
+        except (ValueError, KeyError, TypeError, CoordinationError) as error:
+            # written by hand, or by another release: no reason to end a job
+            _log.error("something in etcd makes no sense: %r", error)
         self._conducting.turn(self._scans, now)
         self._forget_finished()
         self._write_status(now)
@@ -262,6 +269,7 @@ class JobLeader:
             ended = scan.facts.state is not None and scan.facts.state.is_final
             if ended and not scan.facts.shares and not scan.prepared:
                 del self._scans[uid]
+                self._over.add(uid)
 
     def _write_status(self, now: float) -> None:
         """For people who watch: what nobody could see while etcd was away is not made up for."""

@@ -10,7 +10,6 @@ from typing import TypeVar
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
 from mpistream.model.config import Config
-from mpistream.model.errors import EtcdUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -32,22 +31,6 @@ def connect_etcd(config: Config) -> Coordination:
 
 def open_registry(config: Config, coordination: Coordination) -> Registry:
     return Registry(coordination, config.etcd.lease_seconds)
-
-
-def persist(action: Callable[[], _T], patience_seconds: float) -> _T:
-    """Does ``action`` as soon as etcd answers: while it is away the stream goes on, and what is to be recorded waits.
-
-    Raises EtcdUnreachable when it stays away for ``patience_seconds``.
-    """
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return action()
-        except EtcdUnreachable as error:
-            if time.monotonic() > deadline:
-                raise
-            _log.warning("trying again: %s", error.message)
-            time.sleep(_RETRY_SECONDS)
 
 
 def new_incarnation() -> int:

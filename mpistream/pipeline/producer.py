@@ -16,7 +16,7 @@ from mpistream.control.coordination import Change, Registration
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.config import Config
-from mpistream.model.errors import MpistreamError, ScanFailed
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.fault_points import reach
 from mpistream.model.protocol import Ack, Want
 from mpistream.model.routing_table import RoutingTable
@@ -260,8 +260,15 @@ class Producer:
         question, uids = self._asked, list(self._streams)
 
         def ask() -> None:
-            shares = {uid: self.registry.shares(uid) for uid in uids}
-            self.news.put(CaughtUp(question, self.registry.latest_routing(), shares))
+            table, shares = None, {}
+            try:
+                shares = {uid: self.registry.shares(uid) for uid in uids}
+                table = self.registry.latest_routing()
+            except EtcdUnreachable:
+                raise  # it is asked again
+            except CoordinationError as error:
+                _log.error("not all that etcd holds can be read: %s", error)
+            self.news.put(CaughtUp(question, table, shares))
 
         self.courier.do(ask)
 

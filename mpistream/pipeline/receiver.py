@@ -176,11 +176,13 @@ class RankReceiver:
 
     def _receive_blocks(self) -> None:
         came, before = 0, self._blocks_repeated
+        busy: set[UUID] = set()
         for packed, payload in self._inlet.receive():
             came += 1
             try:
                 header = BlockHeader.unpack(packed)
                 scan = self._scan_of(header)
+                busy.add(scan.record.uid)
                 block = scan.receive(header, payload)
             except ProtocolError as error:
                 self._refuse(error)
@@ -191,9 +193,8 @@ class RankReceiver:
             self._silence.heard(time.monotonic())
         elif came:
             self._silence.heard_again(time.monotonic())
-        else:
-            for scan in self._scans.values():
-                scan.nothing_came()
+        for uid in self._scans.keys() - busy:
+            self._scans[uid].nothing_came()
 
     @property
     def _blocks_repeated(self) -> int:

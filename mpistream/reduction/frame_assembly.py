@@ -91,10 +91,6 @@ class FrameAssembly:
             if (assembled := self._take_if_complete(block)) is not None:
                 yield assembled
 
-    def flush(self) -> Iterator[AssembledBlock]:
-        """All blocks of which anything is here, as they are."""
-        return self.cut(range(SECTORS))
-
     def forget_partial(self, still_mine: Callable[[int], bool]) -> None:
         """Lets go of incomplete blocks that another rank will get, all their sectors once more."""
         for block in [block for block in self._partial if not still_mine(block)]:

@@ -15,6 +15,8 @@ class Mailbox(Generic[T]):
     def __init__(self) -> None:
         self._items: deque[T] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()  # unlike select.select for descriptors of any number
+        self._poll.register(self._event, select.POLLIN)
 
     def fileno(self) -> int:
         return self._event
@@ -38,7 +40,7 @@ class Mailbox(Generic[T]):
 
     def wait(self, timeout_seconds: float) -> list[T]:
         """Everything that comes within ``timeout_seconds``, as soon as there is something."""
-        select.select([self._event], [], [], timeout_seconds)
+        self._poll.poll(timeout_seconds * 1000)
         return self.take()
 
     def wait_into(self, take: Callable[[T], None], timeout_seconds: float) -> None:

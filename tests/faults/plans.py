@@ -25,6 +25,9 @@ _SHORT = ("given", "calibrated")
 #: A subset of the points in which every part and every stage has one.
 _SHORT_POINTS = ("rank.torn-journal", "producer.before-end", "leader.before-seal", "rank.before-rename")
 
+#: More than a lease and the time for which its end may be a mistake.
+_TAKEN_FOR_DEAD_SECONDS = 2 * LEASE_SECONDS + 6.0
+
 FULL_KILLS = 200
 _KILLS_PER_ROUND = 40
 _STOPPED = ("producer", "aggregator", "rank", "leader", "mpiexec", "etcd", "supervisor")
@@ -41,6 +44,7 @@ def full_campaign(seed: int, kills: int, with_networks: bool, with_disks: bool) 
         trials += _stops(chance, turn)
         trials += _etcd(chance)
         trials += _chaos(chance, 2)
+        trials += _both_jobs(chance)
         trials += _links(chance) if with_networks else []
         trials += _full_disks(chance) if with_disks else []
     chance.shuffle(trials)
@@ -111,7 +115,8 @@ def _stops(chance: random.Random, turn: int) -> list[Plan]:
             longest = max(LEASE_SECONDS, STALL_SECONDS)
             seconds = chance.uniform(0.3, 1.5) if detail == "short" else chance.uniform(longest + 1, longest + 5)
             fault = Fault("stop", role, chance.uniform(0.0, 0.9), seconds, detail)
-            where = TESTBED if turn % 2 == 0 or role == "supervisor" else BY_HAND
+            anywhere = (TESTBED, BY_HAND) if role != "supervisor" else (TESTBED,)
+            where = anywhere[(turn + (detail == "long")) % len(anywhere)]
             trials.append(Plan(0, where, chance.choice(_ALL), (fault,)))
     return trials
 
@@ -126,10 +131,19 @@ def _chaos(chance: random.Random, trials: int) -> list[Plan]:
     return [Plan(0, BY_HAND, chance.choice(_SHORT), (Fault("chaos", "", -1.0, 0.0, seed),)) for seed in seeds]
 
 
+def _both_jobs(chance: random.Random) -> list[Plan]:
+    """No MPI job is left for a while, or the second one dies when it goes on for the first."""
+    kills = tuple(Fault("kill", "leader", chance.uniform(0.1, 0.8)) for _ in range(2))
+    return [Plan(0, BY_HAND, chance.choice(_ALL), kills)]
+
+
 def _links(chance: random.Random) -> list[Plan]:
     trials = []
     for name in ("producers", "aggregator", "job-0", "job-1"):
         cut = Fault("cut", name, chance.uniform(0.0, 0.8), chance.uniform(2.0, 5.0))
+        trials.append(Plan(0, BY_HAND, chance.choice(_ALL), (cut,)))
+    for name in ("producers", "aggregator", "job-0"):  # so long that it is taken for dead, and then comes back
+        cut = Fault("cut", name, chance.uniform(0.0, 0.6), _TAKEN_FOR_DEAD_SECONDS)
         trials.append(Plan(0, BY_HAND, chance.choice(_ALL), (cut,)))
     for name in ("aggregator", "job-0"):
         trials.append(Plan(0, BY_HAND, "given", (Fault("lossy", name, -1.0, 0.0, "10"),)))

@@ -1,4 +1,4 @@
-"""etcd without a server: keys, leases, comparisons and watches as control/coordination.py has them, and its failures."""
+"""etcd without a server: keys, leases, comparisons and watches as control/ has them, and its failures."""
 
 import json
 from collections import deque
@@ -197,6 +197,7 @@ class MadeUpRegistration:
         self.is_held = self.is_closed = False
         self.is_taken_since: float | None = None
         self.renewed = client.etcd.now()
+        self._is_written = False
         self._client = client
         self._on_lost = on_lost
 
@@ -212,13 +213,17 @@ class MadeUpRegistration:
 
     def take(self) -> None:
         self.is_held, self.is_taken_since = True, None
-        self._client.etcd.write(self.key, self.value)
+        self._write()
 
     def update(self, value: Any) -> None:
-        self.value = value
+        self.value, self._is_written = value, False
         self._client._reach()
+        self._write()
+
+    def _write(self) -> None:
         if self.is_held:
-            self._client.etcd.write(self.key, value)
+            self._is_written = True
+            self._client.etcd.write(self.key, self.value)
 
     def run_out(self) -> None:
         self.is_held = False
@@ -231,8 +236,9 @@ class MadeUpRegistration:
         now = self._client.etcd.now()
         self.renewed = now
         if self.is_held:
-            return
-        if self.can_be_taken:
+            if not self._is_written:
+                self._write()
+        elif self.can_be_taken:
             self.take()
         elif self._on_lost is not None:
             self.is_closed = True

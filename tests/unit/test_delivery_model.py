@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing comes twice, nothing hangs: the real code of all processes against every failure at any point.
+"""Nothing is lost, comes twice or hangs: the real code of all processes against every failure at any point.
 
 `make test` tries some runs. For many more, without a limit of time:
 

@@ -154,18 +154,18 @@ def test_after_the_last_cut_every_block_is_there_as_it_is(assembly: FrameAssembl
     assembly.add(*block_message(RECORD, BLOCK + 1, 2))
     assembly.add(*block_message(RECORD, BLOCK, 1, 0b0001))
     assert list(assembly.cut([0, 1])) == []
-    blocks = [*assembly.cut([2]), *assembly.flush()]
+    blocks = [*assembly.cut([2]), *assembly.cut(range(SECTORS))]
     assert [block.block for block in blocks] == [BLOCK, BLOCK + 1]
     assert [block.missing_sectors.tolist() for block in blocks] == [[0b1101], [0b1011] * 4]
     assert assembly.blocks_partial == 0
 
 
 def test_a_flush_gives_all_that_is_there(assembly: FrameAssembly) -> None:
-    assert list(assembly.flush()) == []
+    assert list(assembly.cut(range(SECTORS))) == []
     other = FrameAssembly(RECORD)
     other.add(*block_message(RECORD, BLOCK + 1, 0))
-    assert [block.block for block in other.flush()] == [BLOCK + 1]
-    assert list(other.flush()) == []
+    assert [block.block for block in other.cut(range(SECTORS))] == [BLOCK + 1]
+    assert list(other.cut(range(SECTORS))) == []
 
 
 def test_blocks_of_other_ranks_are_forgotten_and_wanted_whole_should_they_come_back(assembly: FrameAssembly) -> None:

@@ -434,17 +434,6 @@ def test_thresholds_are_pinned_once(registry: Registry) -> None:
     assert registry.write_thresholds(uid, second) == first
 
 
-def test_a_deployment_knows_whether_a_scan_streams(registry: Registry, etcd: Coordination) -> None:
-    etcd.put("scans/nonsense/state", 5)
-    etcd.put("scans/nonsense/record", "streaming")
-    uid = announced(registry).uid
-    assert not registry.is_streaming()
-    registry.set_state(uid, ScanState.STREAMING)
-    assert registry.is_streaming()
-    registry.set_state(uid, ScanState.DRAINING)
-    assert not registry.is_streaming()
-
-
 # shares
 
 
