@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 _PRODUCER = "producer-"
 _LOOK_SECONDS = 1.0
-#: While nobody is missed: whoever comes or goes is told by watches.
+#: While no scan is under way and nobody is missed.
 _QUIET_LOOK_SECONDS = 3.0
 
 
@@ -100,14 +100,16 @@ class Deployment:
             self.close()
         if now < self._look_at:
             return
-        self._look_at = now + (_LOOK_SECONDS if self._absent or self.role is None else _QUIET_LOOK_SECONDS)
+        scans = list(scans)
+        quiet = self.role is not None and not self._absent and not any(facts.is_unfinished for facts in scans)
+        self._look_at = now + (_QUIET_LOOK_SECONDS if quiet else _LOOK_SECONDS)
         if self.role is None:
             self._try_to_conduct()
         if self.role is not None and not self.is_up_to_date:
             self._get_up_to_date()
         elif self.role is not None:
             self.gone_sectors = self._absent_sectors(now)
-            self._keep_table(self.role, list(scans), now)
+            self._keep_table(self.role, scans, now)
 
     def _try_to_conduct(self) -> None:
         registry, leader = self._registry, self._leader

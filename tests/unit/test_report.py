@@ -18,7 +18,7 @@ def test_a_scan_that_another_job_finished_does_not_know_all_times(capsys: pytest
     print_summary(found)
     text = capsys.readouterr().out
     assert text.count("not known") == 2
-    assert "7 blocks of a sector came again" in text
+    assert "7 blocks of a sector came more than once" in text
     print_json(ScanEnd(INCOMPLETE, found))
     report = json.loads(capsys.readouterr().out)
     assert (report["state"], report["complete"], report["reason"]) == ("incomplete", False, "sector 2 was gone")
