@@ -18,7 +18,7 @@ KERNELS := $(wildcard ext/*.pyx ext/*.h)
 FUZZERS := build/fuzz_counting build/fuzz_statistics
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
-FAULT_TRIALS ?= 50
+FAULT_TRIALS ?= 40
 FAULT_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
 
@@ -49,7 +49,7 @@ build/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard tests/fuzz/*.h ext/*.h)
 	$(CC) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all \
 	    -Wall -Wextra -Iext $< -o $@ -lm
 
-faults: setup ## processes killed, links cut, disks full while scans stream: FAULT_TRIALS kills (50); FAULT_SEED repeats
+faults: setup ## processes killed, links cut, disks full while scans stream: FAULT_TRIALS kills (40); FAULT_SEED repeats
 	@mkdir -p build
 	@$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json; \
 	    campaign=$$?; $(BIN)/python -m tests.faults soak --json build/soak.json && exit $$campaign

@@ -1,7 +1,7 @@
 """A simulated 4D Camera: detector model and specimen make the records of any sector of any frame."""
 
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ class Simulator:
         self.options = options
         self.detector = DetectorModel(options.seed, options.dead_pixels, options.hot_pixels, options.layout)
         self._specimen = Specimen(options.seed)
-        self._pattern = lru_cache(maxsize=1)(self._pattern_at)
+        self._latest: tuple[int, DiffractionPattern] | None = None
         self._record = np.dtype([("header", RECORD_HEADER), ("pixels", PIXEL_DTYPE, options.layout.sector_shape)])
 
     @cached_property
@@ -72,6 +72,12 @@ class Simulator:
         frame_number = options.first_frame + index
         record["header"] = (options.scan_number, frame_number, options.columns, options.rows, column, row)
         self.detector.expose(hits, sector, record["pixels"])
+
+    def _pattern(self, position: int) -> DiffractionPattern:
+        """Sectors of a frame are asked for one after the other."""
+        if self._latest is None or self._latest[0] != position:
+            self._latest = position, self._pattern_at(position)
+        return self._latest[1]
 
     def _pattern_at(self, position: int) -> DiffractionPattern:
         row, column = divmod(position, self.options.columns)

@@ -130,7 +130,7 @@ class JobScan:
             journals=tuple(self._journals[rank] for rank in sorted(self._journals)),
             totals={name: sum(numbers[name] for numbers in self._totals.values()) for name in names},
             process=this_process(),
-            problem="; ".join(sorted(set(self._problems.values()))),
+            problem=self._problems[min(self._problems)] if self._problems else "",
         )
 
     def share_to_write(self, now: float) -> JobShare | None:

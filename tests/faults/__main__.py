@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(required=True)
     campaign = commands.add_parser("campaign", help="scans under faults; each must give the undisturbed dataset")
-    campaign.add_argument("--trials", type=int, default=50, help="processes to kill; all else in proportion")
+    campaign.add_argument("--trials", type=int, default=40, help="processes to kill; all else in proportion")
     campaign.add_argument("--short", action="store_true", help="a few of each kind, in about two minutes")
     campaign.add_argument("--only", type=int, nargs="*", help="these trials of the campaign")
     campaign.set_defaults(run=run_campaign)
@@ -37,7 +37,8 @@ def main() -> int:
         command.add_argument("--json", type=Path, help="write the raw figures there")
         command.add_argument("--folder", type=Path, help="for everything; kept where something went wrong")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing may be left behind then either
+    # nothing may be left behind then either
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     seed = int(time.time()) if options.seed is None else options.seed
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mpistream-faults-"))
     folder.mkdir(parents=True, exist_ok=True)

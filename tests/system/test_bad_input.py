@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.system.command_line import CommandLine, Finished, nothing_is_left
+from tests.system.command_line import CommandLine, Finished, finish, nothing_is_left, wait_until
 from tests.system.sector_writer import FRAME, RECORD_BYTES, SECTORS, file_name, pack_record, write_plain_scan
 
 THRESHOLDS = ("--background", 60, "--xray", 2000)
@@ -317,9 +317,9 @@ def test_an_output_folder_that_takes_no_files(testbed: CommandLine) -> None:
     assert not output.exists()
 
 
-@pytest.mark.parametrize("options", ["size=64k", "size=64m,nr_inodes=1"], ids=["bytes", "inodes"])
-def test_a_full_disk(testbed: CommandLine, output: Path, options: str) -> None:
-    with small_filesystem(output.parent / "full", options) as folder:
+def test_a_disk_without_room_for_journals(testbed: CommandLine, output: Path) -> None:
+    """Nothing can be begun."""
+    with small_filesystem(output.parent / "full", "size=64m,nr_inodes=1") as folder:
         result = testbed.run(
             *("testbed", "scan", "--source", "sim:8x8?electrons=3000", *THRESHOLDS, "--output", folder / "scan.h5")
         )
@@ -327,6 +327,24 @@ def test_a_full_disk(testbed: CommandLine, output: Path, options: str) -> None:
         assert "space" in result.stderr
         assert list(folder.iterdir()) == []
     testbed.run("testbed", "scan", "--output", output, *SMALL).succeeded()
+
+
+def test_a_full_disk(testbed: CommandLine, output: Path) -> None:
+    """The scan waits, and says for what; it is finished when there is room."""
+    with small_filesystem(output.parent / "full", "size=64k") as folder:
+        command = testbed.start(
+            *("testbed", "scan", "--source", "sim:8x8?electrons=3000", *THRESHOLDS, "--output", folder / "scan.h5")
+        )
+
+        def problem() -> str:
+            shares = testbed.etcd_values("/testbed/scans/").items()
+            return next((share["problem"] for key, share in shares if "/shares/" in key and share["problem"]), "")
+
+        assert "space" in wait_until(problem, 60, "a journal that cannot be written")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+        ended = finish(command).succeeded()
+        assert "No space left on device" in ended.stderr
+        assert [path.name for path in folder.iterdir()] == ["scan.h5"]
 
 
 # --- configuration and surroundings
