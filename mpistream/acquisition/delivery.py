@@ -24,13 +24,13 @@ DestinationOf = Callable[[RoutingTable, int], int | None]
 def destination_of(record: ScanRecord) -> DestinationOf:
     """Where the blocks of a scan go: those that its thresholds are calibrated from to the conducting job."""
     uid = record.uid.bytes
-    sample = record.sample_to_route
+    for_conductor = record.blocks_for_conductor
 
     def destination(table: RoutingTable, block: int) -> int | None:
-        in_sample = block in sample
-        if not table.ranks or (in_sample and table.conducting not in table.jobs):
+        is_for_conductor = block in for_conductor
+        if not table.ranks or (is_for_conductor and table.conducting not in table.jobs):
             return None
-        return table.rank_of(uid, block, in_sample)
+        return table.rank_of(uid, block, is_for_conductor)
 
     return destination
 

@@ -121,8 +121,7 @@ def _destination(registry: Registry, record: ScanRecord, block: int) -> Destinat
     table = registry.latest_routing()
     if table is None:
         return None
-    in_sample = block in record.sample_blocks and not record.counting.thresholds_are_given
-    rank: RankEndpoints = table.ranks[table.rank_of(record.uid.bytes, block, in_sample)]
+    rank: RankEndpoints = table.ranks[table.rank_of(record.uid.bytes, block, block in record.blocks_for_conductor)]
     return Destination(rank.rank, rank.job, rank.host, rank.pid, table.version)
 
 

@@ -34,13 +34,13 @@ class RoutingTable:
     conducting: str
     ranks: tuple[RankEndpoints, ...]
 
-    def rank_of(self, scan_uid: bytes, block: int, in_sample: bool = False) -> int:
-        """All sectors of a block go to this index into ``ranks``. Consecutive blocks go round all of them, those of a
-        sample round those of the conducting job.
+    def rank_of(self, scan_uid: bytes, block: int, for_conductor: bool = False) -> int:
+        """All sectors of a block go to this index into ``ranks``. Consecutive blocks go round all of them, or, those
+        that it alone can use, round the ranks of the conducting job.
         """
         turn = int.from_bytes(scan_uid[:4], "little") + block
         conducting = (
-            [index for index, rank in enumerate(self.ranks) if rank.job == self.conducting] if in_sample else []
+            [index for index, rank in enumerate(self.ranks) if rank.job == self.conducting] if for_conductor else []
         )
         return conducting[turn % len(conducting)] if conducting else turn % len(self.ranks)
 

@@ -158,8 +158,12 @@ class ScanRecord(_Record):
         return self.block_range[:wanted]
 
     @property
-    def sample_to_route(self) -> range:
-        """The blocks that must go to the job that calibrates; none where the thresholds are given."""
+    def blocks_for_conductor(self) -> range:
+        """The blocks that must go to the conducting job: those that it calibrates from, where it does; all of them
+        where there are no journals from which it could read what others have counted.
+        """
+        if self.durability is Durability.NONE:
+            return self.block_range
         return range(0) if self.counting.thresholds_are_given else self.sample_blocks
 
 

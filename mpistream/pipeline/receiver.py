@@ -301,7 +301,7 @@ class RankReceiver:
     def _adopt(self, table: RoutingTable) -> None:
         """Blocks that another rank will get now need not be waited for here."""
         for scan in self._scans.values():
-            uid, sample = scan.record.uid.bytes, scan.record.sample_to_route
+            uid, sample = scan.record.uid.bytes, scan.record.blocks_for_conductor
 
             def still_mine(block: int, uid: bytes = uid, sample: range = sample) -> bool:
                 rank = table.ranks[table.rank_of(uid, block, block in sample)]

@@ -8,10 +8,10 @@ Made up: etcd, sockets, threads, clock, sources (every block is empty), threshol
 import itertools
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,371 +20,39 @@ from uuid import UUID
 import pytest
 
 from mpistream.acquisition import producer as sector_sender
-from mpistream.control import registry as registry_module
-from mpistream.control.registry import AggregatorEntry, GroupEntry, ProducerEntry, Registry
+from mpistream.control import registry
 from mpistream.control.run_state import TRANSITIONS, ScanState
 from mpistream.model import fault_points
 from mpistream.model.config import Config
-from mpistream.model.errors import CoordinationError, EtcdUnreachable, ScanFailed, StorageError
+from mpistream.model.errors import EtcdUnreachable, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare
-from mpistream.model.routing_table import RoutingTable
-from mpistream.model.scan import Counters, CountingParameters, ScanRecord, ScanSummary, Thresholds
+from mpistream.model.scan import CountingParameters, Durability, ScanRecord, Thresholds
 from mpistream.pipeline import conducting, leader, producer, rank_scan, receiver, sector_stream
-from mpistream.pipeline.leader import Assembled, AssemblyFailed, DeclaredDead, JobLeader
-from mpistream.pipeline.producer import Producer
-from mpistream.pipeline.producer_news import Aggregators, NewTable, ScanChange, Stop
-from mpistream.pipeline.receiver import CountedScan, RankReceiver, StopOrder
 from mpistream.reduction import scan_reduction
-from mpistream.storage.journal import JournalWriter, read_journal
-from mpistream.transport.aggregator import Aggregator
-from tests.unit.made_up_etcd import Client, MadeUpEtcd
-from tests.unit.made_up_network import MadeUpHub, MadeUpSockets, Network, TurnEnds
+from mpistream.storage.journal import JournalWriter
+from tests.unit.made_up_etcd import MadeUpEtcd
+from tests.unit.made_up_network import MadeUpSockets, Network
+from tests.unit.made_up_processes import (
+    ETCD_ANSWER,
+    LEASE_SECONDS,
+    ROUND_SECONDS,
+    THRESHOLDS,
+    Camera,
+    Dataset,
+    Job,
+    Killed,
+    MadeUpMailbox,
+    MadeUpSource,
+    Process,
+    Relay,
+    shuffled,
+)
 
-ROUND_SECONDS = 0.5
-LEASE_SECONDS = 2
 ABSENT_SECONDS = 6.0
-#: Where a process can be ended or stopped, beside the named fault points.
-ETCD_CALL, ETCD_ANSWER = "before a call to etcd", "after etcd has done it"
+#: A deployment that is left in peace ends its scans within so many rounds.
+MOST_ROUNDS = int((ABSENT_SECONDS + 4 * LEASE_SECONDS + 150) / ROUND_SECONDS)
 CALIBRATED, GIVEN = CountingParameters(sample_frames=1), CountingParameters(background=10.0, xray=100.0)
-THRESHOLDS = Thresholds(background=10.0, xray=100.0, calibrated=True, sample_frames=1)
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class MadeUpMailbox(deque[Any]):
-    """In place of Mailbox; ``wait_into`` lets a loop go round once."""
-
-    waits = 0
-    put = deque.append
-
-    def take(self) -> list[Any]:
-        return [self.popleft() for _ in range(len(self))]
-
-    def wait_into(self, take: Callable[[Any], None], timeout_seconds: float) -> None:
-        self.waits += 1
-        if self.waits % 2 == 0:
-            raise TurnEnds
-        while self:
-            take(self.popleft())
-
-
-class MadeUpSource:
-    """One sector whose blocks are all empty: what they hold is not what this is about."""
-
-    sectors_duplicate = sectors_rejected = frames_lost = 0
-    is_live = False
-
-    def __init__(self, sector: int) -> None:
-        self.sector = sector
-
-    def read_block(self, block: int, block_frames: int, buffer: memoryview) -> int:
-        return 0
-
-    def frames_present(self, block: int, block_frames: int) -> int:
-        return 0
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class MadeUpCourier:
-    """In place of Courier; ``run`` is its thread."""
-
-    def __init__(self) -> None:
-        self.actions: deque[Callable[[], object]] = deque()
-
-    def do(self, action: Callable[[], object]) -> None:
-        self.actions.append(action)
-
-    def say(self, status: Callable[[], object]) -> None:
-        """Nobody watches."""
-
-    def run(self) -> None:
-        try:
-            while self.actions:
-                self.actions[0]()
-                self.actions.popleft()
-        except EtcdUnreachable:
-            return
-
-
-@dataclass
-class Trap:
-    """The ``countdown``-th time from now that its process comes to ``place``: ``rounds`` of standstill, or its end."""
-
-    place: str
-    countdown: int
-    rounds: int | None
-
-
-class Process:
-    """``is_far``: on another machine, so that nobody can know that it has died."""
-
-    def __init__(self, world: "World", name: str, is_far: bool) -> None:
-        self.world, self.name, self.is_far = world, name, is_far
-        self.is_dead = self.is_frozen = self.was_stopped = False
-        self.trap: Trap | None = None
-        self.threads: dict[str, Callable[[], None]] = {}
-        self.writers: list[JournalWriter] = []
-        self.client = Client(world.etcd, lambda: world.reach(ETCD_CALL), lambda: world.reach(ETCD_ANSWER))
-        self.registry = Registry(self.client, LEASE_SECONDS)  # type: ignore[arg-type]
-        world.processes[name] = self
-
-    @property
-    def runs(self) -> bool:
-        return not self.is_dead and not self.is_frozen
-
-    def act(self, action: Callable[[], object]) -> None:
-        """Does a part of its work, unless it cannot."""
-        if not self.runs:
-            return
-        with self.world.running(self):
-            try:
-                action()
-            except (Killed, DeclaredDead):
-                self.die()
-
-    def hear(self, most: int | None = None) -> None:
-        """What the threads of its leases and watches do."""
-        if not self.runs:
-            return
-        try:
-            self.client.renew()
-        except CoordinationError:
-            self.die()
-            return
-        if not self.client.lags:
-            self.client.deliver(most)
-
-    def turn(self, shuffle: random.Random | None = None) -> None:
-        self.hear()
-        for part in shuffled(self.threads.values(), shuffle):
-            self.act(part)
-
-    def freeze(self, rounds: int, shuffle: random.Random | None = None) -> None:
-        """It stands still while the others go on."""
-        self.is_frozen = True
-        for _ in range(rounds):
-            self.world.round(shuffle)
-        self.thaw(rounds * ROUND_SECONDS)
-
-    def thaw(self, seconds: float) -> None:
-        self.is_frozen = False
-        self.was_stopped |= seconds > LEASE_SECONDS / 2
-
-    def die(self) -> None:
-        self.is_dead, self.trap = True, None
-        self.client.end()
-        self.world.network.end(self.name)
-        for writer in self.writers:
-            writer.close()
-
-
-def shuffled(items: Any, shuffle: random.Random | None) -> list[Any]:
-    chosen = list(items)
-    if shuffle is not None:
-        shuffle.shuffle(chosen)
-    return chosen
-
-
-class Job(Process):
-    """An MPI job: its ranks' receiving threads, its leader, and its main threads as one."""
-
-    def __init__(self, world: "World", name: str, is_far: bool, size: int, groups: int) -> None:
-        super().__init__(world, name, is_far)
-        self.size, self.groups = size, groups
-        self.orders = [MadeUpMailbox() for _ in range(size)]
-        self.hub = MadeUpHub()
-        self._assembly: Iterator[None] | None = None
-        self.act(self._start)
-
-    def _start(self) -> None:
-        self.receivers = [self._receiver(rank) for rank in range(self.size)]
-        ranks = tuple(
-            replace(receiver.endpoints(rank % self.groups, "node"), job=self.name, pid=0)
-            for rank, receiver in enumerate(self.receivers)
-        )
-        for group in range(self.groups):
-            of_group = tuple(rank for rank in ranks if rank.group == group)
-            self.registry.register_group(GroupEntry(self.name, group, self.groups, "node", of_group))
-        for each in self.receivers:
-            each.start("hub")
-        self.leader = JobLeader(
-            self.registry, self.world.config, self.name, ranks, self.receivers[0].outbox.put, end_of_turn
-        )
-        self.receivers[0].report_to(self.leader.news.put)
-        self.leader.start()
-        self.threads["main"] = self._main
-
-    def _receiver(self, rank: int) -> RankReceiver:
-        watchdog = SimpleNamespace(check=lambda: None, heard_from=lambda rank: None)
-        incarnation, orders = self.world.new_incarnation(), self.orders[rank]
-        return RankReceiver(self.world.config, rank, self.size, incarnation, orders, watchdog, end_of_turn)  # type: ignore[arg-type]
-
-    def _main(self) -> None:
-        if self._assembly is None and all(self.orders):
-            orders = [orders.popleft() for orders in self.orders]
-            if isinstance(orders[0], StopOrder):
-                self._leave()
-                return
-            self._assembly = self._assemble(orders)
-        if self._assembly is not None and next(self._assembly, self) is self:
-            self._assembly = None
-
-    def _leave(self) -> None:
-        self.leader.close()
-        for registration in list(self.client.registrations):
-            registration.close()
-        self.die()
-
-    def _assemble(self, orders: Sequence[CountedScan]) -> Iterator[None]:
-        """gather -> write, with pauses in which the others go on."""
-        record, world = orders[0].record, self.world
-        try:
-            world.reach("rank.before-gather")
-            blocks = gather(orders)
-            yield
-            world.reach("rank.before-write")
-            world.reach("rank.after-events")
-            yield
-            world.reach("rank.before-rename")
-            if world.disk_is_full:
-                raise StorageError("the disk is full", "free space")
-            world.datasets.setdefault(record.uid, Dataset(blocks, not any(end.cut for end in orders[0].ends)))
-            world.reach("rank.between-names")
-            world.reach("rank.after-rename")
-            yield
-        except (StorageError, ScanFailed) as error:
-            self.leader.news.put(AssemblyFailed(record.uid, error))
-        else:
-            self.leader.news.put(Assembled(record.uid, summary(record, world.datasets[record.uid].complete)))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """``blocks``: the bit map of the sectors that each was counted with."""
-
-    blocks: dict[int, int]
-    complete: bool
-
-
-def gather(orders: Sequence[CountedScan]) -> dict[int, int]:
-    """Block -> bit map of the sectors in the version that wins. Raises ScanFailed where one is not as it should be."""
-    record, found = orders[0].record, dict[int, int]()
-    journaled = (read_journal(path, good, scan_uid=record.uid) for path, good in orders[0].journals)
-    for block in itertools.chain(*(order.blocks for order in orders), *journaled):
-        found[block.block] = max(found.get(block.block, 0), block.sectors, key=int.bit_count)
-    uncut = sum(1 << end.sector for end in orders[0].ends if not end.cut)
-    wanting = [block for block in record.block_range if found.get(block, 0) & uncut != uncut]
-    if wanting and uncut:
-        raise ScanFailed(f"blocks {wanting} are not what their producers sent")
-    return found
-
-
-def summary(record: ScanRecord, complete: bool) -> ScanSummary:
-    counters = Counters.model_validate(
-        dict.fromkeys((name for name, info in Counters.model_fields.items() if info.is_required()), 0)
-    )
-    return ScanSummary(
-        dataset=record.output,
-        complete=complete,
-        scan_shape=(1, 1),
-        counters=counters,
-        thresholds=THRESHOLDS,
-        file_bytes=0,
-        seconds={},
-    )
-
-
-def end_of_turn(error: BaseException) -> None:
-    """In place of ``abort``, which ends the job."""
-    if not isinstance(error, TurnEnds):
-        raise error
-
-
-class Camera(Process):
-    """A producer."""
-
-    def __init__(self, world: "World", name: str, is_far: bool, sector: int) -> None:
-        super().__init__(world, name, is_far)
-        self.sector = sector
-        self.courier = MadeUpCourier()
-        self.producer: Producer | None = None
-        self.threads = {"courier": self.courier.run, "loop": self.loop}
-        self.act(self.start)
-
-    def start(self) -> None:
-        """Waits, as one that is started again and again, until it can register."""
-        entry = ProducerEntry(self.sector, self.sector, "camera", 0, self.world.new_incarnation())
-        try:
-            registration = self.registry.register_producer(entry)
-            news: Any = MadeUpMailbox()
-            self._watch(news)
-        except CoordinationError:
-            return
-        detector: Any = SimpleNamespace(was_stopped=self.was_it_stopped)
-        sockets: Any = MadeUpSockets(self.world.network, self.name)
-        self.producer = Producer(
-            self.world.config, entry, self.registry, registration, self.courier, detector, sockets, news
-        )
-        news.put(Stop())  # so that serve() prepares, and returns
-        self.producer.serve()
-
-    def _watch(self, news: "MadeUpMailbox") -> None:
-        registry = self.registry
-
-        def look() -> None:
-            self.courier.do(lambda: news.put(Aggregators(registry.aggregators())))
-
-        registry.watch_routing(lambda table: news.put(NewTable(table)))
-        registry.watch_aggregators(look)
-        registry.watch_scans(lambda change: news.put(ScanChange(change)))
-
-    def was_it_stopped(self) -> bool:
-        stopped, self.was_stopped = self.was_stopped, False
-        return stopped
-
-    def loop(self) -> None:
-        if self.producer is None:
-            self.start()
-        else:
-            self.producer.turn()
-
-    def released(self) -> Iterator[tuple[UUID, int]]:
-        """What it believes to be journaled."""
-        for uid, stream in (self.producer._streams if self.producer else {}).items():
-            delivery = stream.sender.delivery
-            yield from ((uid, block) for block in delivery.blocks if delivery.is_released(block))
-
-
-class Relay(Process):
-    """An aggregator."""
-
-    def __init__(self, world: "World", name: str) -> None:
-        super().__init__(world, name, is_far=False)
-        self.sockets: Any = MadeUpSockets(world.network, name)
-        inlet, answers = self.sockets.data_inlet(""), self.sockets.answer_inlet("")
-        self.aggregator = Aggregator(self.sockets, inlet, answers)
-        self.tables: deque[RoutingTable] = deque()
-        self.entry = AggregatorEntry("first", "edge", 0, inlet.endpoint, answers.endpoint, world.new_incarnation())
-        self.is_registered = False
-        self.threads = {"loop": self.loop}
-
-    def loop(self) -> None:
-        if not self.is_registered:
-            try:
-                if not self.client.watches:
-                    self.registry.watch_routing(self.tables.append)
-                self.registry.register_aggregator(self.entry)
-                self.is_registered = True
-            except CoordinationError:
-                return
-        while self.tables:
-            self.aggregator.adopt(self.tables.popleft())
-        self.aggregator.forward()
 
 
 @dataclass
@@ -423,6 +91,7 @@ class World:
         self.datasets: dict[UUID, Dataset] = {}
         self.journals = JournaledFiles()
         self.journals_fail = self.disk_is_full = False
+        self.to_be_assembled: dict[UUID, set[int]] = {}
         self.problems: list[str] = []
         self.config = Config.model_validate(
             {
@@ -444,9 +113,14 @@ class World:
         clock = SimpleNamespace(
             monotonic=lambda: self.seconds, time=lambda: self.seconds, time_ns=lambda: int(self.seconds * 1e9)
         )
-        for module in (leader, receiver, conducting, registry_module, producer, sector_sender):
+        for module in (leader, receiver, conducting, registry, producer, sector_sender):
             patch.setattr(module, "time", clock)
-        known = {"reach": self.reach, "is_known_dead": self.is_known_dead, "this_process": self._this_process}
+        known = {
+            "_log": Log(self.problems),
+            "reach": self.reach,
+            "is_known_dead": self.is_known_dead,
+            "this_process": self._this_process,
+        }
         for module in [module for name, module in sys.modules.items() if name.startswith("mpistream.")]:
             for name in known.keys() & vars(module).keys():
                 patch.setattr(module, name, known[name])
@@ -543,6 +217,8 @@ class World:
         if trap.countdown > 0:
             return
         process.trap = None
+        if trap.wakes is not None:
+            trap.wakes.thaw(ABSENT_SECONDS)
         if trap.rounds is None:
             raise Killed
         process.freeze(trap.rounds)
@@ -560,7 +236,14 @@ class World:
 
     # scans
 
-    def announce(self, uid: UUID, blocks: int, counting: CountingParameters, direct: bool) -> None:
+    def announce(
+        self,
+        uid: UUID,
+        blocks: int,
+        counting: CountingParameters,
+        direct: bool,
+        durability: Durability = Durability.WRITE,
+    ) -> None:
         record = ScanRecord(
             uid=uid,
             scan_number=1,
@@ -576,6 +259,7 @@ class World:
             output=f"{uid}.h5",
             overwrite=False,
             journals=str(self.folder / str(uid)),
+            durability=durability,
             announced_unix_seconds=self.seconds,
         )
         self.records[uid] = record
@@ -587,9 +271,16 @@ class World:
     def shares(self, uid: UUID) -> dict[str, JobShare]:
         return {job: JobShare.from_json(value) for job, value in self.etcd.below(f"scans/{uid}/shares/").items()}
 
+    @property
+    def latest_table(self) -> Any:
+        tables = self.etcd.below("routing/")
+        return tables[max(tables, key=int)]
+
     def cuts(self, uid: UUID) -> set[int]:
         """Sectors that were ended in their producers' place."""
         return {int(sector) for sector, end in self.etcd.below(f"scans/{uid}/ends/").items() if end["cut"]}
+
+    # what holds
 
     def _check_write(self, key: str, before: Any, after: Any) -> None:
         kind, _, rest = key.partition("/")
@@ -601,17 +292,123 @@ class World:
     def _check_state(self, uid: UUID, old: ScanState, new: ScanState) -> None:
         if old is not new and new not in TRANSITIONS[old]:
             self.problems.append(f"a scan went from {old} to {new}")
-        if new is ScanState.ASSEMBLING and len(self.cuts(uid)) < SECTORS:
+        if new is ScanState.ASSEMBLING and new is not old:
+            shares = self.shares(uid)
+            lost = {job: share for job, share in shares.items() if self.processes[job].is_dead}
+            journaled = {block for share in shares.values() for block in share.blocks}
+            self.to_be_assembled[uid] = journaled | self.journals.readable(lost)
+        has_journals = self.records[uid].durability is not Durability.NONE
+        if new is ScanState.ASSEMBLING and has_journals and len(self.cuts(uid)) < SECTORS:
             wanting = set(self.records[uid].block_range) - self.journals.readable(self.shares(uid))
             if wanting:
                 self.problems.append(f"a scan is assembling though blocks {wanting} cannot be read")
+
+    # how it ends
+
+    def repair(self) -> None:
+        """Whatever is broken, stopped, full or slow is so no longer."""
+        self.etcd.come_back()
+        self.journals_fail = self.disk_is_full = False
+        for process in self.processes.values():
+            process.client.is_cut_off = process.client.lags = False
+            process.trap = None
+        for link in self.network.links:
+            link.is_held = False
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        for process in self.processes.values():
+            if process.is_frozen and not process.is_dead:
+                process.thaw(ABSENT_SECONDS)
+
+    def restart(self, gone: Collection[int] = ()) -> None:
+        """Whatever has died is started again, but for the producers of the sectors ``gone``; of jobs one suffices."""
+        for sector in set(range(SECTORS)) - set(gone) - {camera.sector for camera in self.cameras}:
+            self.start_camera(sector)
+        if not self.relays:
+            self.start_relay()
+        if not self.jobs:
+            self.start_job(2)
+
+    def settle(self, gone: Collection[int] = (), aborted: Collection[UUID] = ()) -> None:
+        """Left in peace, every scan ends, and as it should."""
+        self.repair()
+        for _ in range(MOST_ROUNDS):
+            self.restart(gone)
+            self.round()
+            self.check()
+            if all(self.state(uid).is_final for uid in self.records):
+                break
+        else:
+            states = {uid.int: self.etcd.get(f"scans/{uid}/state") for uid in self.records}
+            raise AssertionError(f"it goes on for ever: {states}")
+        for _ in range(20):
+            self.round()
+        self.check()
+        for uid in self.records:
+            self.check_end(uid, uid in aborted)
+
+    def check_end(self, uid: UUID, is_aborted: bool = False) -> None:
+        state, record, dataset = self.state(uid), self.records[uid], self.datasets.get(uid)
+        assert state is not ScanState.FAILED, self.etcd.get(f"scans/{uid}/state")
+        assert is_aborted or state is not ScanState.ABORTED
+        assert (state is ScanState.INCOMPLETE) == bool(self.cuts(uid) and state is not ScanState.ABORTED)
+        assert dataset is not None or state is ScanState.ABORTED
+        if dataset is not None and state is ScanState.COMMITTED:
+            assert dataset.blocks == dict.fromkeys(record.block_range, (1 << SECTORS) - 1)
+        if dataset is not None:
+            lost = self.to_be_assembled[uid] - dataset.blocks.keys()
+            assert not lost, f"blocks {lost} were journaled and are not in the dataset"
+        assert not self.shares(uid), "shares are left"
+        left = [path for path in map(str, Path(record.journals).glob("*")) if self.journals.ends.get(path)]
+        assert not left, "journals with blocks are left"
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.die()
 
     def check(self) -> None:
         """What holds at any time."""
         assert not self.problems, self.problems
         for camera in self.cameras:
             for uid, block in camera.released():
-                assert block in self.journals.blocks(uid), f"{camera.name}: block {block} is released, not journaled"
+                journaled = self.records[uid].durability is Durability.NONE or block in self.journals.blocks(uid)
+                assert journaled, f"{camera.name}: block {block} is released, and not journaled"
+
+
+@contextmanager
+def deployment(*shapes: tuple[int, int, bool], are_far: bool = False) -> Iterator[World]:
+    """A world with a producer for each sector, an aggregator, and jobs of so many ranks, in so many groups, on the
+    machine of all others or on one of its own.
+    """
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        world = World(Path(folder), patch)
+        try:
+            for sector in range(SECTORS):
+                world.start_camera(sector, are_far)
+            world.start_relay()
+            for shape in shapes:
+                world.start_job(*shape)
+            yield world
+        finally:
+            world.close()
+
+
+class Log:
+    """In place of a logger: nothing is written by hand here, so whatever a process calls an error is one."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self._problems = problems
+
+    def error(self, text: str, *arguments: object) -> None:
+        self._problems.append(text % arguments)
+
+    exception = error
+
+    def info(self, text: str, *arguments: object) -> None:
+        """As it should be."""
+
+    debug = warning = info
 
 
 class Flag:

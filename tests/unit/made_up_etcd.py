@@ -232,17 +232,19 @@ class MadeUpRegistration:
             self._client.etcd.write(self.key, None)
 
     def renew(self) -> None:
-        """A key that another process has is waited for as long as a lease lasts; then this process ends."""
+        """A role that was lost is lost. Any other key that another process has by now is waited for, as long as a lease
+        lasts; then this process ends.
+        """
         now = self._client.etcd.now()
         self.renewed = now
         if self.is_held:
             if not self._is_written:
                 self._write()
-        elif self.can_be_taken:
-            self.take()
         elif self._on_lost is not None:
             self.is_closed = True
             self._on_lost()
+        elif self.can_be_taken:
+            self.take()
         else:
             self.is_taken_since = now if self.is_taken_since is None else self.is_taken_since
             if now - self.is_taken_since > self._client.etcd.lease_seconds + 2:

@@ -7,18 +7,15 @@
 A run that fails is shrunk and printed as the calls that lead there; tests/unit/delivery_model.py is the world it is in.
 """
 
-import logging
 import os
 import random
-import shutil
-import tempfile
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import wraps
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,29 +27,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mpistream.control.run_state import ScanState
 from mpistream.model.fault_points import FAULT_POINTS
 from mpistream.model.geometry import SECTORS
-from tests.unit.delivery_model import (
-    ABSENT_SECONDS,
-    CALIBRATED,
-    ETCD_ANSWER,
-    ETCD_CALL,
-    GIVEN,
-    LEASE_SECONDS,
-    ROUND_SECONDS,
-    Camera,
-    Job,
-    Process,
-    Relay,
-    Trap,
-    World,
-)
+from tests.unit.delivery_model import CALIBRATED, GIVEN, deployment
+from tests.unit.made_up_processes import ETCD_ANSWER, ETCD_CALL, ROUND_SECONDS, Camera, Job, Process, Relay, Trap
 
 RUNS = int(os.environ.get("MPISTREAM_MODEL_RUNS", "100"))
 STEPS = 40
-#: A run that is left in peace ends within so many rounds.
-MOST_ROUNDS = int((ABSENT_SECONDS + 4 * LEASE_SECONDS + 150) / ROUND_SECONDS)
 MOST_JOBS = 3
 
 T = TypeVar("T")
@@ -87,11 +68,8 @@ def step(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
 class Deployment(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        logging.disable(logging.CRITICAL)
-        self.folder = tempfile.mkdtemp()
-        self.patch = pytest.MonkeyPatch()
-        self.world = World(Path(self.folder), self.patch)
-        self.aborted: dict[UUID, bool] = {}
+        self.resources = ExitStack()
+        self.aborted: set[UUID] = set()
         self.gone: set[int] = set()
 
     @initialize(
@@ -105,11 +83,7 @@ class Deployment(RuleBasedStateMachine):
         seconds=SECONDS,
     )
     def begin(self, blocks, counting, direct, shapes, are_far, shuffle, pace, seconds) -> None:
-        for sector in range(SECTORS):
-            self.world.start_camera(sector, are_far)
-        self.world.start_relay()
-        for shape in shapes:
-            self.world.start_job(*shape)
+        self.world = self.resources.enter_context(deployment(*shapes, are_far=are_far))
         self.world.announce(UUID(int=1), blocks, counting, direct)
         self.blocks, self.counting, self.direct = blocks, counting, direct
         self.pace, self.round_seconds = pace, seconds
@@ -118,16 +92,9 @@ class Deployment(RuleBasedStateMachine):
             self.world.round(self.order)
 
     def teardown(self) -> None:
-        try:
-            if self.world.records:
-                self.leave_in_peace()
-        finally:
-            for process in list(self.world.processes.values()):
-                if not process.is_dead:
-                    process.die()
-            self.patch.undo()
-            logging.disable(logging.NOTSET)
-            shutil.rmtree(self.folder)
+        with self.resources:
+            if sys.exc_info()[0] is None:
+                self.world.settle(self.gone, self.aborted)
 
     # time goes on
 
@@ -199,7 +166,7 @@ class Deployment(RuleBasedStateMachine):
 
     @step()
     def all_wake(self) -> None:
-        self.wake_all()
+        self.world.wake_all()
 
     @step(which=SOME, rounds=st.integers(1, 20), shuffle=SHUFFLE)
     def one_stops_for(self, which: int, rounds: int, shuffle: int | None) -> None:
@@ -284,7 +251,7 @@ class Deployment(RuleBasedStateMachine):
             and not self.world.etcd.is_away
             and not self.world.state(uid).is_final
         ):
-            self.aborted[uid] = True
+            self.aborted.add(uid)
             self.world.operator.registry.request_abort(uid, "enough", keep)
 
     # what holds
@@ -293,66 +260,12 @@ class Deployment(RuleBasedStateMachine):
     def nothing_is_wrong(self) -> None:
         self.world.check()
 
-    def leave_in_peace(self) -> None:
-        """Whatever is broken is repaired; every scan ends, and as it should."""
-        world = self.world
-        world.etcd.come_back()
-        world.journals_fail = world.disk_is_full = False
-        for process in world.processes.values():
-            process.client.is_cut_off = process.client.lags = False
-            process.trap = None
-        for link in world.network.links:
-            link.is_held = False
-        self.wake_all()
-        if not world.jobs:
-            world.start_job(2)
-        for sector in set(range(SECTORS)) - self.gone:
-            if not self.cameras_of(sector):
-                world.start_camera(sector)
-        if not world.relays:
-            world.start_relay()
-        rounds = 0
-        while not all(world.state(uid).is_final for uid in world.records):
-            world.round()
-            world.check()
-            rounds += 1
-            assert rounds < MOST_ROUNDS, (
-                f"{ {str(uid): world.etcd.get(f'scans/{uid}/state') for uid in world.records} }"
-            )
-            if not world.jobs:
-                world.start_job(2)
-        for _ in range(20):
-            world.round()
-        world.check()
-        for uid in world.records:
-            self.check_end(uid)
-
-    def check_end(self, uid: UUID) -> None:
-        world, state, record = self.world, self.world.state(uid), self.world.records[uid]
-        cuts, dataset = world.cuts(uid), world.datasets.get(uid)
-        assert state is not ScanState.FAILED, world.etcd.get(f"scans/{uid}/state")
-        assert uid in self.aborted or state is not ScanState.ABORTED
-        assert (state is ScanState.INCOMPLETE) == bool(cuts and state is not ScanState.ABORTED)
-        if state is not ScanState.ABORTED:
-            assert dataset is not None
-        if state is ScanState.COMMITTED:
-            assert dataset is not None
-            assert dataset.blocks == dict.fromkeys(record.block_range, (1 << SECTORS) - 1)
-        assert not world.shares(uid)
-        if os.environ.get("TIDY"):
-            assert not Path(record.journals).exists()
-
     def living(self) -> list[Process]:
         everybody = self.world.processes.values()
         return [process for process in everybody if not process.is_dead and process is not self.world.operator]
 
     def cameras_of(self, sector: int) -> list[Camera]:
         return [camera for camera in self.world.cameras if camera.sector == sector]
-
-    def wake_all(self) -> None:
-        for process in self.living():
-            if process.is_frozen:
-                process.thaw(ABSENT_SECONDS)
 
 
 def test_nothing_is_lost_and_nothing_hangs() -> None:

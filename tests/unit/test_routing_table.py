@@ -45,7 +45,7 @@ def test_consecutive_blocks_go_round_all_ranks(uid: bytes, first: int, ranks: in
 def test_a_sample_goes_round_the_ranks_of_the_conducting_job(uid: bytes, first: int, ranks: int) -> None:
     routing = table(ranks)
     own = [index for index in range(ranks) if routing.ranks[index].job == "job-1"]
-    loads = Counter(routing.rank_of(uid, block, in_sample=True) for block in range(first, first + 2 * len(own)))
+    loads = Counter(routing.rank_of(uid, block, for_conductor=True) for block in range(first, first + 2 * len(own)))
     assert loads == dict.fromkeys(own, 2)
 
 
