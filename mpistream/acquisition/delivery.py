@@ -22,7 +22,7 @@ DestinationOf = Callable[[RoutingTable, int], int | None]
 
 
 def destination_of(record: ScanRecord) -> DestinationOf:
-    """Where the blocks of a scan go: those that its thresholds are calibrated from to the conducting job."""
+    """Where the blocks of a scan go: those that only the conducting job can use to its ranks."""
     uid = record.uid.bytes
     for_conductor = record.blocks_for_conductor
 
