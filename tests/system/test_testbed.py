@@ -21,7 +21,7 @@ LISTENING = ("etcd", "aggregator", "consumer")
 THRESHOLDS = ("--background", BACKGROUND, "--xray", XRAY)
 SETTLING_SECONDS = 2.0
 IDLE_SECONDS = 10.0
-IDLE_SHARE_OF_A_CORE = 0.05
+IDLE_SHARE_OF_A_CORE = 0.08  # watches, leases and a look around now and then
 
 
 def is_open(endpoint: str) -> bool:
