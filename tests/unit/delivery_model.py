@@ -312,6 +312,7 @@ class World:
         for process in self.processes.values():
             process.client.is_cut_off = process.client.lags = False
             process.trap = None
+            process.stalled.clear()
         for link in self.network.links:
             link.is_held = False
         self.wake_all()

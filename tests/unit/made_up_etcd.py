@@ -159,8 +159,8 @@ class Client:
 
     def watch(self, key: str, on_change: Callable[[Change], None]) -> "MadeUpWatch":
         watch = MadeUpWatch(self, key, on_change)
-        for change in self.get_prefix(key).items():
-            on_change(change)
+        self._reach()
+        watch.list()
         self.watches.append(watch)
         return watch
 
@@ -175,7 +175,13 @@ class Client:
             return
         for watch in list(self.watches):
             for _ in range(len(watch.pending) if most is None else min(most, len(watch.pending))):
-                watch.on_change(watch.pending.popleft())
+                watch.tell(watch.pending.popleft())
+
+    def list_anew(self) -> None:
+        """The connections of the watches broke: what has changed is seen as one change."""
+        if not self.is_unreachable:
+            for watch in list(self.watches):
+                watch.list()
 
     def renew(self) -> None:
         """What the threads of the registrations do."""
@@ -258,11 +264,32 @@ class MadeUpRegistration:
 
 
 class MadeUpWatch:
+    """In place of Watch: what it still has to tell waits in ``pending``."""
+
     def __init__(self, client: Client, key: str, on_change: Callable[[Change], None]) -> None:
         self.key = key
-        self.on_change = on_change
         self.pending: deque[Change] = deque()
         self._client = client
+        self._on_change = on_change
+        self._known: dict[str, Any] = {}
+
+    def tell(self, change: Change) -> None:
+        key, value = change
+        if value is None:
+            self._known.pop(key, None)
+        else:
+            self._known[key] = value
+        self._on_change(change)
+
+    def list(self) -> None:
+        """Tells what differs from what it has told before."""
+        self.pending.clear()
+        current = self._client.etcd.below(self.key)
+        for key in self._known.keys() - current.keys():
+            self.tell((key, None))
+        for key, value in sorted(current.items()):
+            if self._known.get(key) != value:
+                self.tell((key, value))
 
     def close(self) -> None:
         if self in self._client.watches:

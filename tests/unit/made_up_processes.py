@@ -117,6 +117,7 @@ class Process:
         self.is_dead = self.is_frozen = self.was_stopped = False
         self.trap: Trap | None = None
         self.threads: dict[str, Callable[[], None]] = {}
+        self.stalled: set[str] = set()  # threads that make no progress
         self.writers: list[JournalWriter] = []
         self.client = Client(world.etcd, lambda: world.reach(ETCD_CALL), lambda: world.reach(ETCD_ANSWER))
         self.registry = Registry(self.client, LEASE_SECONDS)  # type: ignore[arg-type]
@@ -150,8 +151,9 @@ class Process:
 
     def turn(self, shuffle: random.Random | None = None) -> None:
         self.hear()
-        for part in shuffled(self.threads.values(), shuffle):
-            self.act(part)
+        for name in shuffled(self.threads, shuffle):
+            if name not in self.stalled:
+                self.act(self.threads[name])
 
     def freeze(self, rounds: int, shuffle: random.Random | None = None) -> None:
         """It stands still while the others go on."""

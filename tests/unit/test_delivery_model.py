@@ -164,6 +164,12 @@ class Deployment(RuleBasedStateMachine):
         if process := one_of(self.living(), which):
             process.is_frozen = True
 
+    @step(which=SOME, thread=SOME, stalls=st.booleans())
+    def one_thread_stalls(self, which: int, thread: int, stalls: bool) -> None:
+        if process := one_of(self.living(), which):
+            name = one_of(process.threads, thread)
+            process.stalled = {name} if stalls and name is not None else set()
+
     @step()
     def all_wake(self) -> None:
         self.world.wake_all()
@@ -214,6 +220,11 @@ class Deployment(RuleBasedStateMachine):
     def one_hears_a_little(self, which: int, most: int) -> None:
         if process := one_of(self.living(), which):
             process.act(lambda: process.client.deliver(most))
+
+    @step(which=SOME)
+    def one_lists_anew(self, which: int) -> None:
+        if process := one_of(self.living(), which):
+            process.act(process.client.list_anew)
 
     @step(which=SOME)
     def a_lease_runs_out_by_mistake(self, which: int) -> None:
