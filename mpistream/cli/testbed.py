@@ -25,7 +25,7 @@ from mpistream.launch import single_run
 from mpistream.launch.absence import wait_until_present
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.scan_follower import ScanEnd, ScanFollower, in_words
-from mpistream.launch.supervisor import default_folder, given_up
+from mpistream.launch.supervisor import cannot_live, default_folder
 from mpistream.launch.supervisor import down as end_testbed
 from mpistream.launch.supervisor import ps as list_testbed
 from mpistream.launch.supervisor import supervise as supervise_testbed
@@ -151,7 +151,7 @@ def ps(folder: Path | None, as_json: bool) -> None:
     """List the processes that run."""
     place = folder or default_folder()
     entries = list_testbed(place)
-    for problem in given_up(place):
+    for problem in cannot_live(place):
         note(problem)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries]))

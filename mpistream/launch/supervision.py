@@ -1,7 +1,6 @@
-"""A program that is started again whenever it ends, until it has ended too often."""
+"""A program that is started again whenever it ends: at once, and after a pause where it cannot live."""
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from pathlib import Path
 from mpistream.launch.processes import Child, session_members, start_child
 from mpistream.model.errors import ScanFailed
 
-#: A program that ends so often within so many seconds is not started again.
-MOST_ENDS, WITHIN_SECONDS = 5, 60.0
+#: A program that has ended so often in a row, each time within so many seconds of its start, cannot live.
+MOST_BRIEF_LIVES, BRIEF_SECONDS = 5, 10.0
+#: It is tried again after so many seconds.
+PAUSE_SECONDS = 30.0
 #: A launcher that has lost one of its processes and does not end by itself is ended after so many seconds.
 LOST_SECONDS = 10.0
 _COUNT_SECONDS = 2.0
@@ -37,42 +38,45 @@ class SupervisedProgram:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.child = program.start()
-        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
-        self._end_is_known = False
-        self._given_up: ScanFailed | None = None
+        self._started = time.monotonic()
+        self._ended: float | None = None
+        self._brief_lives = 0
+        self._pause: ScanFailed | None = None
         self._lost = _LostProcesses(program.processes)
 
     @property
-    def given_up(self) -> str:
-        """Why the program is not started any more; empty while it is."""
-        return self._given_up.message if self._given_up else ""
+    def cannot_live(self) -> str:
+        """Why the program is not started at the moment; empty while it is."""
+        return self._pause.message if self._pause else ""
 
     def turn(self) -> str:
         """To be called again and again: what has happened, for people; empty as a rule.
 
-        Starts the program again where it has ended, as soon as nothing is left of its session. Raises ScanFailed, from
-        then on each time, where it has ended too often.
+        Starts the program again where it has ended, as soon as nothing is left of its session. Raises ScanFailed during
+        the pause that follows a row of brief lives.
         """
-        if self._given_up is not None:
-            raise self._given_up
         if self.child.is_running:
             return self._lost.look(self.child)
-        if not self._end_is_known:
-            self._end_is_known = True
-            self._ends.append(time.monotonic())
+        now = time.monotonic()
+        if self._ended is None:
+            self._ended = now
+            self._brief_lives = self._brief_lives + 1 if now - self._started < BRIEF_SECONDS else 0
         if not self.child.session_is_gone():
             return ""
         how = self.child.how_it_ended()
-        if len(self._ends) == MOST_ENDS and self._ends[-1] - self._ends[0] < WITHIN_SECONDS:
-            self._given_up = ScanFailed(
-                f"{how}; it has ended {MOST_ENDS} times within {WITHIN_SECONDS:g} s and is not started again",
-                f"its log: {self.program.log}",
+        if self._brief_lives >= MOST_BRIEF_LIVES and now - self._ended < PAUSE_SECONDS:
+            self._pause = self._pause or ScanFailed(
+                f"{how}; it has ended {self._brief_lives} times in a row within {BRIEF_SECONDS:g} s of its start",
+                f"it is started again every {PAUSE_SECONDS:g} s; its log: {self.program.log}",
             )
-            raise self._given_up
-        self.child = self.program.start()
-        self._end_is_known = False
-        self._lost = _LostProcesses(self.program.processes)
+            raise self._pause
+        self._start()
         return f"{how}; it was started again, as pid {self.child.pid}"
+
+    def _start(self) -> None:
+        self.child = self.program.start()
+        self._started, self._ended, self._pause = time.monotonic(), None, None
+        self._lost = _LostProcesses(self.program.processes)
 
 
 class _LostProcesses:

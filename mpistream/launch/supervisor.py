@@ -106,7 +106,7 @@ def supervise(path: Path, groups: int, ranks_per_group: int, base: Config | None
 
 
 def _write_state(folder: TestbedFolder, testbed: Testbed) -> None:
-    folder.write_state(TestbedState(os.getpid(), testbed.unregistered_processes(), testbed.given_up))
+    folder.write_state(TestbedState(os.getpid(), testbed.unregistered_processes(), testbed.cannot_live))
 
 
 def leave(folder: TestbedFolder, testbed: Testbed) -> None:
@@ -134,9 +134,9 @@ def config_of(path: Path) -> Config:
     return Config.load(folder.config_path)
 
 
-def given_up(path: Path) -> tuple[str, ...]:
-    """Processes of the running testbed that have ended too often to be started again, and how."""
-    return _state(TestbedFolder(path)).given_up
+def cannot_live(path: Path) -> tuple[str, ...]:
+    """Processes of the running testbed that cannot live, and how they ended."""
+    return _state(TestbedFolder(path)).cannot_live
 
 
 def ps(path: Path) -> list[ProcessEntry]:

@@ -160,7 +160,7 @@ class Testbed:
     def supervise(self) -> bool:
         """Starts again what has ended; whether anything has. To be called several times a second.
 
-        Raises ScanFailed naming a process that has ended too often, once everything else has been looked after.
+        Raises ScanFailed naming a process that cannot live, once everything else has been looked after.
         """
         failure, changed = None, False
         for program in self._programs:
@@ -175,9 +175,9 @@ class Testbed:
         return changed
 
     @property
-    def given_up(self) -> tuple[str, ...]:
-        """Processes that have ended too often, and how."""
-        return tuple(program.given_up for program in self._programs if program.given_up)
+    def cannot_live(self) -> tuple[str, ...]:
+        """Processes that have ended too soon too often, and how."""
+        return tuple(program.cannot_live for program in self._programs if program.cannot_live)
 
     def unregistered_processes(self) -> tuple[ProcessEntry, ...]:
         """What runs and is in no registry."""

@@ -36,7 +36,7 @@ class TestbedState:
 
     supervisor  the process that holds it
     processes   those of its children that are in no registry
-    given_up    children that have ended too often, and how
+    cannot_live children that have ended too soon too often, and how
     unfinished  uids of scans that were left when it ended
     """
 
@@ -44,7 +44,7 @@ class TestbedState:
 
     supervisor: int
     processes: tuple[ProcessEntry, ...] = ()
-    given_up: tuple[str, ...] = ()
+    cannot_live: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
 
 
@@ -120,7 +120,7 @@ class TestbedFolder:
         return TestbedState(
             value["supervisor"],
             tuple(ProcessEntry(**entry) for entry in value["processes"]),
-            tuple(value["given_up"]),
+            tuple(value["cannot_live"]),
             tuple(value["unfinished"]),
         )
 

@@ -16,7 +16,7 @@ from tests.faults.namespaces import Network, lacking
 from tests.faults.plans import BY_HAND, TESTBED
 from tests.faults.trials import Plan, Stage, TrialResult
 
-#: A supervisor gives a program up that ends 5 times within 60 s. Two are kept in reserve.
+#: A supervisor pauses where a program has ended 5 times in a row within 10 s of its start. Two are kept in reserve.
 _MOST_ENDS, _WITHIN_SECONDS = 3, 62.0
 _LOSS_SECONDS = 2.0
 _MOST_AGAIN = 3
@@ -24,7 +24,7 @@ _MOST_AGAIN = 3
 
 @dataclass
 class Pace:
-    """When which program of the testbed was ended last, so that its supervisor does not give it up."""
+    """When which program of the testbed was ended last, so that its supervisor does not pause."""
 
     _ends: dict[str, deque[float]] = field(default_factory=dict)
 

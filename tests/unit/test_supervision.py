@@ -12,7 +12,7 @@ import pytest
 
 from mpistream.launch import supervision
 from mpistream.launch.processes import has_ended, session_members
-from mpistream.launch.supervision import MOST_ENDS, Program, SupervisedProgram
+from mpistream.launch.supervision import MOST_BRIEF_LIVES, Program, SupervisedProgram
 from mpistream.model.errors import ScanFailed
 
 WAITS = "import time; print('here', flush=True); time.sleep(60)"
@@ -61,7 +61,7 @@ def test_a_killed_program_is_started_again_at_once(supervise: Callable[..., Supe
     assert time.monotonic() - killed < 1
     assert news.startswith("worker-3 was killed by SIGKILL: here; it was started again")
     assert program.child.is_running
-    assert program.given_up == ""
+    assert program.cannot_live == ""
 
 
 def test_a_stopped_program_is_not_dead(supervise: Callable[..., SupervisedProgram]) -> None:
@@ -102,26 +102,32 @@ def test_a_launcher_that_lost_a_process_and_does_not_end_is_ended(
     assert "SIGKILL" in said[1]
 
 
-def test_a_program_that_always_ends_is_given_up_with_its_last_words(
-    supervise: Callable[..., SupervisedProgram],
+def test_a_program_that_cannot_live_is_tried_again_after_a_pause(
+    supervise: Callable[..., SupervisedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervision, "PAUSE_SECONDS", 0.5)
     program = supervise("import sys; print('mpistream: error: no disk'); print('  add one'); sys.exit(1)")
     with pytest.raises(ScanFailed, match="worker-3 exited with 1: no disk; add one; it has ended 5 times") as caught:
         turn_until(program, lambda: False)
     assert str(program.program.log) in caught.value.remedy
-    assert program.program.log.read_text().count("no disk") == MOST_ENDS
-    assert program.given_up == caught.value.message
+    assert program.program.log.read_text().count("no disk") == MOST_BRIEF_LIVES
+    assert program.cannot_live == caught.value.message
     with pytest.raises(ScanFailed, match="5 times"):
         program.turn()
+    time.sleep(0.6)
+    assert "it was started again" in program.turn()
+    assert program.cannot_live == ""
+    with pytest.raises(ScanFailed, match="it has ended 6 times"):
+        turn_until(program, lambda: False)
 
 
-def test_rare_ends_are_no_reason_to_give_up(
+def test_ends_after_a_life_are_no_reason_for_a_pause(
     supervise: Callable[..., SupervisedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervision, "WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "BRIEF_SECONDS", 0.0)
     program = supervise("pass")
     said: list[str] = []
-    turn_until(program, lambda: said.append(news) if (news := program.turn()) else len(said) > MOST_ENDS)
+    turn_until(program, lambda: said.append(news) if (news := program.turn()) else len(said) > MOST_BRIEF_LIVES)
     assert all("exited with 0" in news for news in said)
 
 
