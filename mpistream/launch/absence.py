@@ -8,6 +8,8 @@ from mpistream.control.registry import Registry
 from mpistream.model.errors import EtcdUnreachable, ScanFailed
 from mpistream.model.geometry import SECTORS
 
+#: A job that is being started again registers a little later.
+NOBODY_SECONDS = 2.0
 _TURN_SECONDS = 0.1
 
 

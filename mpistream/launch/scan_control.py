@@ -6,14 +6,13 @@ from pathlib import Path
 from mpistream.acquisition.source import files_of_source
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.launch.absence import absent_groups
+from mpistream.launch.absence import NOBODY_SECONDS, absent_groups
 from mpistream.launch.inspection import KnownScan
 from mpistream.model.errors import ScanFailed
 from mpistream.model.scan import ScanSummary
 from mpistream.storage.small_files import check_targets
 
 _TURN_SECONDS = 0.1
-_NOBODY_SECONDS = 2.0  # a job that is being started again registers a little later
 
 
 def abort_scan(
@@ -32,7 +31,7 @@ def abort_scan(
     while not (status := registry.status(uid)).state.is_final:
         waited = time.monotonic() - begun
         absences = absent_groups(registry)
-        if absences and waited > _NOBODY_SECONDS:
+        if absences and waited > NOBODY_SECONDS:
             if keep and status.state is not ScanState.ANNOUNCED:
                 raise ScanFailed(
                     f"the scan is {status.state}; it ends as soon as an MPI job is there to write what has arrived",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mpistream.control.coordination import Change
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.launch.absence import Absence, AbsenceNotes, absent_groups, absent_senders
+from mpistream.launch.absence import NOBODY_SECONDS, Absence, AbsenceNotes, absent_groups, absent_senders
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.scan import ScanRecord, ScanSummary
@@ -23,7 +23,6 @@ _T = TypeVar("_T")
 _TURN_SECONDS = 0.25
 _LOOK_SECONDS = 1.0
 _ABORT_SECONDS = 10.0
-_NOBODY_SECONDS = 2.0  # a job that is being started again registers a little later
 
 OnProgress = Callable[[ScanState, dict[str, int]], None]
 
@@ -227,7 +226,7 @@ class ScanFollower:
             status = self._registry.status(uid)
             if status.state.is_final:
                 return status
-            if waited > _NOBODY_SECONDS and not self._registry.groups():
+            if waited > NOBODY_SECONDS and not self._registry.groups():
                 self._registry.set_state(uid, ScanState.ABORTED, ScanFailed(reason))
             time.sleep(0.05)
         return None

@@ -25,7 +25,7 @@ CONFIG = Config()
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "_RATE_SECONDS", 0.05)
-    monkeypatch.setattr(scan_control, "_NOBODY_SECONDS", 0.2)
+    monkeypatch.setattr(scan_control, "NOBODY_SECONDS", 0.2)
 
 
 @pytest.fixture

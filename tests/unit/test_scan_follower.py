@@ -27,7 +27,7 @@ STEP_SECONDS = 0.05
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_follower, "_TURN_SECONDS", STEP_SECONDS)
     monkeypatch.setattr(scan_follower, "_LOOK_SECONDS", STEP_SECONDS)
-    monkeypatch.setattr(scan_follower, "_NOBODY_SECONDS", 0.2)
+    monkeypatch.setattr(scan_follower, "NOBODY_SECONDS", 0.2)
 
 
 @pytest.fixture
