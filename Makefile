@@ -49,7 +49,7 @@ build/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard tests/fuzz/*.h ext/*.h)
 	$(CC) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all \
 	    -Wall -Wextra -Iext $< -o $@ -lm
 
-faults: setup ## processes killed, links cut, disks full while scans stream: FAULT_TRIALS kills (40); FAULT_SEED repeats
+faults: setup ## kills, cut links, full disks while scans stream: FAULT_TRIALS kills (40), repeated with FAULT_SEED
 	@mkdir -p build
 	@$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json; \
 	    campaign=$$?; $(BIN)/python -m tests.faults soak --json build/soak.json && exit $$campaign

@@ -1,6 +1,7 @@
 """The ``mpistream`` command: one subcommand per process, and those with which people work."""
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -63,7 +64,7 @@ def mpistream() -> None:
 
 def main() -> None:
     """Exit status: 0 done, 1 it could not be done (the message says why and what to do), 2 wrong usage, 3 a scan's
-    dataset has only what had arrived.
+    dataset has only what had arrived, 130 interrupted.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)
@@ -73,6 +74,16 @@ def main() -> None:
         mpistream(prog_name="mpistream", standalone_mode=False)
     except MpistreamError as error:
         print(f"mpistream: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # who read the output has gone; what is left in the buffer must not complain once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"mpistream: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print("  check the path, its permissions and the space left", file=sys.stderr)
         sys.exit(1)
     except click.ClickException as error:
         error.show()

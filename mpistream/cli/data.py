@@ -21,7 +21,11 @@ _OUTCOMES = {"good": "good", "bad": "WRONG", "unknown": "unknown"}
 @click.option("--flyback/--no-flyback", default=None, help="The last scan column is taken while the beam moves back.")
 @click.option("--first-frame", type=int, help="Number of the first frame.  [default: 0]")
 @click.option("--scan-number", type=int, help="The camera's number of the scan.  [default: 1]")
-@click.option("--version", type=click.Choice(["4", "5"]), help="Raw format: sectors of 576 x 144 or 144 x 576.")
+@click.option(
+    "--version",
+    type=click.Choice(["4", "5"]),
+    help="Raw format: sectors of 576 x 144 (4) or 144 x 576 pixels (5).  [default: 5]",
+)
 @click.option("--loss", type=float, help="Fraction of sectors that are lost.  [default: 0]")
 @click.option("--duplicates", type=float, help="Fraction of sectors that occur twice.  [default: 0]")
 @click.option("--reorder", help="How far records may be out of order, in records, or `all`.  [default: 0]")
@@ -48,9 +52,9 @@ def simulate(scan: str, output: Path, overwrite: bool, **options: Any) -> None:
 def info(file: Path) -> None:
     """Say what a dataset holds, how it was counted and where it comes from."""
     from mpistream.cli.report import print_dataset
-    from mpistream.storage.reader import open_dataset
+    from mpistream.storage.reader import whole_dataset
 
-    with open_dataset(file) as dataset:
+    with whole_dataset(file) as dataset:
         print_dataset(dataset)
 
 
