@@ -53,7 +53,11 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     )
     check_window(config, draft)
     draft = draft.model_copy(
-        update={"journals": _journals(draft, config), "durability": Durability(config.journal.durability)}
+        update={
+            "journals": _journals(draft, config),
+            "durability": Durability(config.journal.durability),
+            "detectors": config.detectors.virtual,
+        }
     )
     if counting.background is not None and counting.background < 0:
         notes += (

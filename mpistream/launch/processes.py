@@ -39,6 +39,17 @@ class Child:
         # Not reaped yet: until it is, its number, which is also that of its session, is nobody else's.
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
+    @property
+    def was_killed(self) -> bool:
+        """By a signal, or it ended since a process of it was; False while it is running."""
+        status = self.popen.returncode
+        if status is None:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return False
+            status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return status < 0 or _is_of_a_signal(status)
+
     def how_it_ended(self) -> str:
         """For people, with the process's own last words. Only once it is not running."""
         return f"{self.name} {_how_ended(self.popen.wait())}: {last_words(self.log, self.log_start)}"
@@ -73,10 +84,14 @@ class Child:
 def _how_ended(status: int) -> str:
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
-    # what shells and mpiexec pass on when a process of theirs was killed by a signal
-    if status - 128 in set(signal.Signals):
+    if _is_of_a_signal(status):
         return f"ended, since a process of it was killed by {signal.Signals(status - 128).name}"
     return f"exited with {status}"
+
+
+def _is_of_a_signal(status: int) -> bool:
+    """What shells and mpiexec pass on when a process of theirs was killed by a signal."""
+    return status - 128 in set(signal.Signals)
 
 
 def start_child(
@@ -111,9 +126,12 @@ def last_words(log: Path, start: int = 0) -> str:
     """
     # mpiexec frames its messages with lines of dashes, and may complain of its own end at last
     noise = re.compile(r"[- ]*$|.*ORTE_ERROR_LOG|\[warn\] ")
-    with log.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode(errors="replace")
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"its log cannot be read: {error.strerror}"
     lines = [line for line in text.splitlines() if not noise.match(line)]
     errors = [number for number, line in enumerate(lines) if line.startswith("mpistream: error: ")]
     if not errors:

@@ -12,8 +12,9 @@ from mpistream.model.errors import ScanFailed
 MOST_BRIEF_LIVES, BRIEF_SECONDS = 5, 10.0
 #: It is tried again after so many seconds.
 PAUSE_SECONDS = 30.0
-#: A launcher that has lost one of its processes and does not end by itself is ended after so many seconds.
-LOST_SECONDS = 10.0
+#: A launcher that has lost one of its processes and does not end by itself is ended after so many seconds, one that
+#: never had them all after the second number.
+LOST_SECONDS, STARTING_SECONDS = 10.0, 60.0
 _COUNT_SECONDS = 2.0
 
 
@@ -74,7 +75,12 @@ class SupervisedProgram:
         return f"{how}; it was started again, as pid {self.child.pid}"
 
     def _start(self) -> None:
-        self.child = self.program.start()
+        try:
+            self.child = self.program.start()
+        except OSError as error:
+            raise ScanFailed(
+                f"{self.program.name} cannot be started: {error}", f"mend that; its log: {self.program.log}"
+            ) from error
         self._started, self._ended, self._pause = time.monotonic(), None, None
         self._lost = _LostProcesses(self.program.processes)
 
@@ -91,16 +97,17 @@ class _LostProcesses:
         self._missing_since: float | None = None
 
     def look(self, child: Child) -> str:
-        """Ends the launcher, and says so, where a process has been missing for ``LOST_SECONDS``."""
+        """Ends the launcher, and says so, where a process has been missing for too long."""
         now = time.monotonic()
         if self._processes == 1 or now - self._counted < _COUNT_SECONDS:
             return ""
         self._counted = now
         if len(session_members(child.pid)) >= self._processes:
             self._complete, self._missing_since = True, None
-        elif self._complete and self._missing_since is None:
+        elif self._missing_since is None:
             self._missing_since = now
-        elif self._missing_since is not None and now - self._missing_since > LOST_SECONDS:
+        elif now - self._missing_since > (LOST_SECONDS if self._complete else STARTING_SECONDS):
             child.end(patience_seconds=0)
-            return f"{child.name} had lost a process and did not end by itself"
+            what = "had lost a process" if self._complete else f"had not started all of its {self._processes - 1} ranks"
+            return f"{child.name} {what} and did not end by itself"
         return ""

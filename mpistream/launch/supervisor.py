@@ -91,22 +91,27 @@ def supervise(path: Path, groups: int, ranks_per_group: int, base: Config | None
             # Before, a signal interrupts the start.
             signal.signal(signal.SIGTERM, end)
             signal.signal(signal.SIGINT, end)
-            _write_state(folder, testbed)
+            written = _write_state(folder, testbed)
             complaint = ""
             while not ending.wait(_TURN_SECONDS):
                 try:
-                    if testbed.supervise():
-                        _write_state(folder, testbed)
-                except MpistreamError as error:
-                    if error.message != complaint:
+                    try:
+                        testbed.supervise()
+                    finally:
+                        written = _write_state(folder, testbed, written)
+                except (MpistreamError, OSError) as error:
+                    if str(error) != complaint:
                         _log.error("%s", error)
-                        _write_state(folder, testbed)
-                    complaint = error.message
+                    complaint = str(error)
         leave(folder, testbed)
 
 
-def _write_state(folder: TestbedFolder, testbed: Testbed) -> None:
-    folder.write_state(TestbedState(os.getpid(), testbed.unregistered_processes(), testbed.cannot_live))
+def _write_state(folder: TestbedFolder, testbed: Testbed, written: TestbedState | None = None) -> TestbedState:
+    """The state that the folder has then. Nothing is done where that has been ``written`` already."""
+    state = TestbedState(os.getpid(), testbed.unregistered_processes(), testbed.cannot_live)
+    if state != written:
+        folder.write_state(state)
+    return state
 
 
 def leave(folder: TestbedFolder, testbed: Testbed) -> None:
@@ -117,14 +122,29 @@ def leave(folder: TestbedFolder, testbed: Testbed) -> None:
         folder.forget_state()
 
 
+def _signal_holder(folder: TestbedFolder, pid: int, number: signal.Signals) -> None:
+    """Nobody else gets the signal, should the holder have ended and its number been given away."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if folder.holder() == pid:
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
 def _state(folder: TestbedFolder) -> TestbedState:
     state = folder.state()
     if state is not None and folder.is_running():
         return state
+    raise _is_not_running(folder)
+
+
+def _is_not_running(folder: TestbedFolder) -> MpistreamError:
     remedy = "start one with `mpistream testbed up`"
-    if state is not None:
+    if folder.state() is not None:
         remedy += "; what the last one there has left unfinished then goes on"
-    raise MpistreamError(f"no testbed is running in {folder.path}", remedy)
+    return MpistreamError(f"no testbed is running in {folder.path}", remedy)
 
 
 def config_of(path: Path) -> Config:
@@ -156,12 +176,15 @@ def ps(path: Path) -> list[ProcessEntry]:
 def down(path: Path) -> tuple[str, ...]:
     """Ends the testbed and waits until all its processes are gone; the uids of scans that it left unfinished."""
     folder = TestbedFolder(path)
-    supervisor = _state(folder).supervisor
-    os.kill(supervisor, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
+    while (supervisor := folder.holder()) == 0 and time.monotonic() < deadline:
+        time.sleep(_TURN_SECONDS)
+    if not supervisor:
+        raise _is_not_running(folder)
+    _signal_holder(folder, supervisor, signal.SIGTERM)
     while folder.is_running() or not has_ended(supervisor):
         if time.monotonic() > deadline:
-            os.kill(supervisor, signal.SIGKILL)
+            _signal_holder(folder, supervisor, signal.SIGKILL)
             raise MpistreamError(
                 f"the testbed did not end within {_STOP_SECONDS:g} s; its supervisor was killed",
                 "its processes end by themselves; look with `ps aux | grep mpistream`",

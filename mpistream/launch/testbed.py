@@ -150,12 +150,19 @@ class Testbed:
         deadline = time.monotonic() + _START_SECONDS
         while not condition():
             for program in self._programs:
-                program.child.check_running()
+                self._look_after(program)
             if time.monotonic() > deadline:
                 raise ScanFailed(
                     f"the testbed's processes did not {what} within {_START_SECONDS:g} s", f"logs: {self.folder.logs}"
                 )
             time.sleep(_TURN_SECONDS)
+
+    def _look_after(self, program: SupervisedProgram) -> None:
+        """While everything starts: what was killed is started again, what cannot run is an error."""
+        if not program.child.was_killed:
+            program.child.check_running()
+        elif news := program.turn():
+            self._say(news)
 
     def supervise(self) -> bool:
         """Starts again what has ended; whether anything has. To be called several times a second.

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ class TestbedFolder:
     def held(self) -> Iterator[None]:
         """Raises MpistreamError while another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
+        with (self.path / _LOCK).open("a") as lock:
             deadline = time.monotonic() + _LOOK_SECONDS
             while True:
                 try:
@@ -91,17 +92,24 @@ class TestbedFolder:
                     if time.monotonic() > deadline:
                         raise self.is_used() from None
                     time.sleep(0.05)
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
             yield
 
     def is_running(self) -> bool:
+        return self.holder() is not None
+
+    def holder(self) -> int | None:
+        """The pid of the process that holds the folder; 0 at the moment when it has only just got hold of it."""
         try:
             with (self.path / _LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(lock.read().strip() or 0)
         except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+            return None
+        return None
 
     def is_used(self) -> MpistreamError:
         return MpistreamError(f"a testbed is running in {self.path}", "use it, or end it with `mpistream testbed down`")
@@ -113,16 +121,16 @@ class TestbedFolder:
         """None where no testbed runs, and the last one has left nothing unfinished."""
         try:
             value = json.loads((self.path / _STATE).read_text())
+            return TestbedState(
+                value["supervisor"],
+                tuple(ProcessEntry(**entry) for entry in value["processes"]),
+                tuple(value["cannot_live"]),
+                tuple(value["unfinished"]),
+            )
         except FileNotFoundError:
             return None
-        except ValueError:
-            return TestbedState(0)  # the machine went down while it was written
-        return TestbedState(
-            value["supervisor"],
-            tuple(ProcessEntry(**entry) for entry in value["processes"]),
-            tuple(value["cannot_live"]),
-            tuple(value["unfinished"]),
-        )
+        except (ValueError, KeyError, TypeError):
+            return TestbedState(0)  # the machine went down while it was written, or another release wrote it
 
     def write_state(self, state: TestbedState) -> None:
         _write(self.path / _STATE, json.dumps(asdict(state)))

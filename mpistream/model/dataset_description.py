@@ -56,7 +56,6 @@ class DatasetDescription:
     gain: npt.NDArray[Any] | None = None
     pixel_mask: npt.NDArray[Any] | None = None
     sample_histogram: SampleHistogram | None = None
-    detectors: VirtualDetectors = field(default_factory=VirtualDetectors)
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     ends: tuple[SectorEnd, ...] = ()
@@ -66,6 +65,10 @@ class DatasetDescription:
     @property
     def scan_shape(self) -> tuple[int, int]:
         return self.scan.rows, self.scan.columns
+
+    @property
+    def detectors(self) -> VirtualDetectors:
+        return self.scan.detectors
 
     @property
     def centroids(self) -> bool:

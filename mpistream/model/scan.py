@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from mpistream.model.geometry import ScanShape
 from mpistream.model.protocol import MAX_BLOCK_FRAMES, Encoding
+from mpistream.model.virtual_images import VirtualDetectors
 
 #: ADU; the lower one is the smallest number above 0 that float32 holds, the upper one the highest value of a pixel.
 LEAST_ROW_DARK_LEVEL, HIGHEST_ROW_DARK_LEVEL = 2.0**-149, 65535.0
@@ -117,6 +118,7 @@ class ScanRecord(_Record):
     """The immutable record of a scan, written once before its first block.
 
     ``journals`` is the folder in which its ranks journal what they have counted; it is there only while the scan lasts.
+    ``detectors`` stand here, since all jobs that count the scan must look at the same ones.
     """
 
     uid: UUID
@@ -130,6 +132,7 @@ class ScanRecord(_Record):
     block_frames: int = Field(ge=1, le=MAX_BLOCK_FRAMES)
     direct: bool
     counting: CountingParameters
+    detectors: VirtualDetectors = VirtualDetectors()
     output: str
     overwrite: bool
     journals: str = ""

@@ -12,7 +12,6 @@ from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.calibration import SampleStatistics, sample_block
 from mpistream.reduction.electron_counting import ElectronCounter
 from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
@@ -30,7 +29,6 @@ class ScanReduction:
     record: ScanRecord
     assembly: FrameAssembly
     references: References
-    detectors: VirtualDetectors
     sample: SampleStatistics | None = None
     seconds_counting: float = 0.0
     first_block_unix_seconds: float = 0.0
@@ -40,9 +38,9 @@ class ScanReduction:
     _held: list[AssembledBlock] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, record: ScanRecord, detectors: VirtualDetectors) -> "ScanReduction":
+    def prepare(cls, record: ScanRecord) -> "ScanReduction":
         """Loads what counting needs. Raises ReferenceImageError."""
-        return cls(record, FrameAssembly(record), References.load(record.counting), detectors)
+        return cls(record, FrameAssembly(record), References.load(record.counting))
 
     @property
     def blocks_held(self) -> int:
@@ -56,7 +54,7 @@ class ScanReduction:
     @property
     def annuli(self) -> int:
         """On how many virtual detectors the electrons of each frame are counted."""
-        return len(self.detectors.known_masks(FRAME_SHAPE))
+        return len(self.record.detectors.known_masks(FRAME_SHAPE))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -99,7 +97,7 @@ class ScanReduction:
             row_dark=counting.row_dark,
             row_dark_level=thresholds.row_dark_level,
             centroids=counting.centroids,
-            annuli=self.detectors.known_masks(FRAME_SHAPE),
+            annuli=self.record.detectors.known_masks(FRAME_SHAPE),
         )
         held, self._held = self._held, []
         return held

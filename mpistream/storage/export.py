@@ -11,7 +11,8 @@ import numpy.typing as npt
 from mpistream.model.errors import StorageError
 from mpistream.storage.disk_file import DiskFile, hdf5_on_disk
 from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
-from mpistream.storage.reader import Dataset, open_dataset
+from mpistream.storage.reader import Dataset, whole_dataset
+from mpistream.storage.small_files import check_targets
 
 STEMPY_VERSION = 3
 #: Slots written at a time: variable-length rows pass through Python objects.
@@ -26,7 +27,8 @@ def export_stempy(dataset_path: str | Path, out_path: str | Path, overwrite: boo
     Raises StorageError, and then leaves no file behind.
     """
     target = Path(out_path).absolute()
-    with open_dataset(dataset_path) as dataset:
+    with whole_dataset(dataset_path) as dataset:
+        check_targets([target], overwrite, [Path(dataset_path)])
         # a row's address takes 16 bytes beside the events themselves
         check_target(target, overwrite, 4 * dataset.n_electrons + 16 * _slots(dataset) + 2**20)
         partial = partial_path(target, f"{os.getpid()}")

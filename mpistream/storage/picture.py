@@ -7,7 +7,8 @@ import numpy as np
 
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import Image
-from mpistream.storage.reader import Dataset, open_dataset
+from mpistream.storage.reader import Dataset, whole_dataset
+from mpistream.storage.small_files import check_targets, save_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,8 @@ HEIGHT = WIDTH * 16 / 9
 def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
     """1920 x 1080 pixels: bright field, annular dark field, summed diffraction pattern with the detectors' rings.
 
-    Returns the absolute path. Raises StorageError where the dataset, matplotlib or the folder fails.
+    A picture that is there is replaced. Returns the absolute path. Raises StorageError where the dataset, matplotlib or
+    the folder fails, and for an output that does not end in .png.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,14 +38,14 @@ def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
     except ImportError as error:
         raise StorageError(f"matplotlib cannot be imported: {error}", "install it: pip install matplotlib") from error
     target = Path(png_path).absolute()
-    with open_dataset(dataset_path) as dataset:
+    if target.suffix.lower() != ".png":
+        raise StorageError(f"{target} is no name of a PNG file", "give an output that ends in .png")
+    check_targets([target], overwrite=True, inputs=[Path(dataset_path)])
+    with whole_dataset(dataset_path) as dataset:
         figure = Figure(figsize=(19.2, 10.8), dpi=100, facecolor="white")
         FigureCanvasAgg(figure)
         _draw(figure, dataset)
-    try:
-        figure.savefig(target, format="png")
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}", "check the folder") from error
+    save_files({target: lambda file: figure.savefig(file, format="png")}, overwrite=True)
     return target
 
 

@@ -5,6 +5,8 @@ with open_dataset("scan.h5") as dataset:
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +49,18 @@ def open_dataset(path: str | Path) -> "Dataset":
     except BaseException:
         file.close()
         raise
+
+
+@contextmanager
+def whole_dataset(path: str | Path) -> "Iterator[Dataset]":
+    """As ``open_dataset``, for work that reads a dataset to its end: what is damaged inside is a StorageError, too."""
+    with open_dataset(path) as dataset:
+        try:
+            yield dataset
+        except BrokenPipeError:
+            raise  # of the work's own output
+        except (OSError, LookupError, TypeError, RuntimeError, ValueError) as error:
+            raise StorageError(f"{path} is damaged: {error}", "copy it again, or repeat the scan") from error
 
 
 def _open_file(path: Path) -> h5py.File:

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model import h5_layout as layout
-from mpistream.model.errors import StorageError
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.protocol import MAX_BLOCK_FRAMES
 from mpistream.model.virtual_images import frame_runs
 from mpistream.storage.checksums import SlabChecksums
 from mpistream.storage.delivery import SectorTotals, frames_of, mark_rejected, mark_rows
-from mpistream.storage.reader import Dataset, open_dataset
+from mpistream.storage.reader import Dataset, whole_dataset
 from mpistream.storage.recounted_images import RecountedImages
 
 REMEDY = "take a copy that is right, if there is one; otherwise stream the scan again"
@@ -67,11 +66,8 @@ class Verification:
 
 def verify_dataset(path: Path) -> Verification:
     """Raises StorageError for what is no dataset, or cannot be read to its end."""
-    with open_dataset(path) as dataset:
-        try:
-            checks = tuple(_Inspection(dataset).run())
-        except (OSError, LookupError, TypeError, RuntimeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error}", REMEDY) from error
+    with whole_dataset(path) as dataset:
+        checks = tuple(_Inspection(dataset).run())
         return Verification(path, dataset.scan_uid, dataset.n_frames, dataset.n_electrons, checks)
 
 
@@ -226,7 +222,7 @@ class _Inspection:
             blocks, frames = self._blocks[first : first + _CHUNK_BLOCKS], first * self._block_frames
             totals.add(self._marks[frames : frames + len(blocks) * self._block_frames], blocks, self._block_frames)
         if self._delivery is None:
-            text = "the file does not say what was sent: an earlier release wrote it"
+            text = "the file does not say what was sent: it has no metadata/delivery"
             yield Check("deliveries", "unknown", text)
             return
         if both:
@@ -246,7 +242,7 @@ class _Inspection:
 
     def _check_checksums(self, slabs: npt.NDArray[np.void] | None, wrong: list[str]) -> Check:
         if self._delivery is None:
-            return Check("checksums", "unknown", "the file has none: an earlier release wrote it")
+            return Check("checksums", "unknown", "the file has none: it has no metadata/delivery")
         if slabs is None:
             return Check("checksums", "bad", "they are not those of the file's arrays: other sizes")
         if wrong:

@@ -19,7 +19,6 @@ from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Durability, ScanRecord, ScanSummary, SectorEnd, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
 from mpistream.pipeline.receiver import CountedScan
 from mpistream.reduction.scan_reduction import ScanReduction
@@ -42,7 +41,7 @@ def counted(record: ScanRecord, reduction: ScanReduction, block: int, present: t
 
 
 def prepared(record: ScanRecord) -> ScanReduction:
-    reduction = ScanReduction.prepare(record, VirtualDetectors())
+    reduction = ScanReduction.prepare(record)
     reduction.set_thresholds(Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False))
     return reduction
 

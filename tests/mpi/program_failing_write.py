@@ -59,10 +59,11 @@ class Case:
     ) -> None:
         self.comm, self.slab, self.pattern, self.folder, self.parallel = comm, slab, pattern, folder, parallel
         self.round_bytes = ROUND_BYTES
-        scan = describe([], ROWS, COLUMNS).scan.model_copy(update={"first_frame": 0, "last_frame": ROWS * COLUMNS - 1})
+        scan = describe([], ROWS, COLUMNS).scan.model_copy(
+            update={"first_frame": 0, "last_frame": ROWS * COLUMNS - 1, "detectors": VirtualDetectors()}
+        )
         frames: list[Frame] = [(number, number, 0, []) for number in range(ROWS * COLUMNS)]
         self.description = replace(describe([], ROWS, COLUMNS), scan=scan, ends=tuple(to_ends(frames, scan)))
-        self.detectors = VirtualDetectors()
         #: as the writer decides, but where a rank's transfer itself is made to fail: that needs separate transfers
         self.collective: bool | None = None
 
@@ -71,7 +72,7 @@ class Case:
             self.comm,
             self.slab,
             self.pattern,
-            replace(self.description, detectors=self.detectors),
+            self.description,
             path,
             overwrite,
             tag="1234.7",
@@ -164,7 +165,7 @@ def check_requests(case: Case) -> None:
 def check_sums(case: Case) -> None:
     """What the last rank added up is not that of its events, or not of the detectors."""
     target, is_last = case.folder / "sums.h5", case.comm.rank == case.comm.size - 1
-    right = case.pattern
+    right, description = case.pattern, case.description
     if is_last:
         case.pattern = right + np.eye(576, dtype=np.uint32)
     # what the target refuses is said before any image is computed
@@ -173,9 +174,10 @@ def check_sums(case: Case) -> None:
     case.fails(target, f"{events} electrons were counted, but {events + 576} on the pixels")
     case.pattern = right
     if is_last:
-        case.detectors = VirtualDetectors(center=(280.0, 290.0))
+        scan = description.scan.model_copy(update={"detectors": VirtualDetectors(center=(280.0, 290.0))})
+        case.description = replace(description, scan=scan)
     case.fails(target, f"the images cannot be computed: rank {case.comm.size - 1}: ValueError")
-    case.detectors = VirtualDetectors()
+    case.description = description
 
 
 def check_ends(case: Case) -> None:

@@ -1,18 +1,14 @@
 """Gathers scans in many distributions and compares with a plain sort. Runs on any number of ranks."""
 
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from mpi4py import MPI
 
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.errors import ScanFailed
 from mpistream.model.frame_sums import FrameSums
-from mpistream.model.virtual_images import VirtualDetectors
-from mpistream.pipeline.assembly import check_detectors
 from mpistream.reduction.gather import gather_slab
 from tests.scans import Frame, make_frames, to_events
 
@@ -141,12 +137,6 @@ def check_errors(comm: MPI.Comm) -> None:
     assert "centroids of the shape (3, 2)" in raised(comm, torn if is_last else with_centroids, centroids=True)
 
 
-def check_configurations(comm: MPI.Comm) -> None:
-    check_detectors(comm, VirtualDetectors())
-    with pytest.raises(ScanFailed, match="different detectors") if comm.size > 1 else nullcontext():
-        check_detectors(comm, VirtualDetectors(bright_field=(0.0, 60.0 + (comm.rank == comm.size - 1))))
-
-
 def main() -> None:
     comm = MPI.COMM_WORLD.Dup()
     seeds = range(int(sys.argv[1]), int(sys.argv[1]) + 3)
@@ -164,7 +154,6 @@ def main() -> None:
         check_gather(comm, [(9, 4, 0, [])], [0], 1000, centroids, annuli=1)
     check_balance(comm)
     check_errors(comm)
-    check_configurations(comm)
     # an error leaves the communicator as it was
     check_gather(comm, one_position, [0] * 20, 64)
     comm.Free()

@@ -48,7 +48,8 @@ def main() -> None:
         )
     if "center" in variant:
         center = tuple(variant["center"]) if variant["center"] else None
-        description = replace(description, detectors=replace(description.detectors, center=center))
+        detectors = replace(description.detectors, center=center)
+        description = replace(description, scan=description.scan.model_copy(update={"detectors": detectors}))
     if variant.get("bare"):
         description = replace(description, dark=None, pixel_mask=None, sample_histogram=None)
     own_frames = [frame for frame in frames if frame[1] % comm.size == comm.rank]

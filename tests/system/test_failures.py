@@ -122,12 +122,17 @@ def test_a_process_that_is_stopped_for_a_while(testbed: CommandLine, expected: l
 
 
 def test_the_supervisor_is_killed(testbed: CommandLine, expected: list, output: Path) -> None:
-    """Its processes end with it. The next testbed in the folder goes on with the scan, and so does the command."""
+    """Its processes end with it. The next testbed in the folder goes on with the scan, and so does the command; even
+    where a process is killed while it starts.
+    """
     command = start_scan(testbed, output)
+    before = victims(testbed, "producer")
     strike(testbed, "supervisor")
     testbed.run("testbed", "ps").failed_with("no testbed is running")
-    again = testbed.run("testbed", "up").succeeded()
-    assert "unfinished scans go on" in again.stdout
+    again = testbed.start("testbed", "up")
+    wait_until(lambda: set(victims(testbed, "producer")) - set(before), SOON_SECONDS, "a producer that starts")
+    kill(sorted(set(victims(testbed, "producer")) - set(before)))
+    assert "unfinished scans go on" in finish(again).succeeded().stdout
     finish(command).succeeded()
     assert_same_events(output, expected)
 

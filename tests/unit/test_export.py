@@ -82,6 +82,14 @@ def test_nothing_is_replaced_unasked(path, tmp_path):
     assert os.listdir(tmp_path) == ["stempy.h5"]
 
 
+def test_a_dataset_is_not_exported_over_itself(path, tmp_path):
+    copy = tmp_path / "scan.h5"
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(StorageError, match="is read by this command"):
+        export_stempy(copy, copy, overwrite=True)
+    assert copy.read_bytes() == path.read_bytes()
+
+
 def test_a_full_disk_is_an_error_and_leaves_nothing(path, tmp_path):
     limit = 4096
     program = (

@@ -9,6 +9,7 @@ import pytest
 from mpistream.cli.report import print_dataset
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import annulus_mask, diffraction_sum, virtual_image
+from mpistream.storage.export import export_stempy
 from mpistream.storage.picture import save_overview
 from mpistream.storage.reader import open_dataset
 from tests.mpi.launcher import run_mpi
@@ -212,6 +213,29 @@ def test_arrays_that_do_not_fit(copy):
         del file["electron_events/missing_sectors"]
     with pytest.raises(StorageError, match="damaged"):
         open_dataset(copy)
+
+
+def test_what_is_damaged_inside_is_found_by_those_who_read_it(copy):
+    with h5py.File(copy, "r+") as file:
+        del file["images/bright_field"]
+        del file["electron_events/scan_position"]
+        file["electron_events/scan_position"] = np.full(file["electron_events/frame_number"].shape, b"?")
+    with pytest.raises(StorageError, match="damaged"):
+        export_stempy(copy, copy.with_name("stempy.h5"))
+    with pytest.raises(StorageError, match="damaged"):
+        save_overview(copy, copy.with_name("overview.png"))
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_picture_replaces_pictures_only(copy):
+    whole = copy.read_bytes()
+    with pytest.raises(StorageError, match="PNG"):
+        save_overview(copy, copy)
+    picture = copy.with_name("scan.png")
+    picture.write_bytes(whole)
+    with pytest.raises(StorageError, match="is read by this command"):
+        save_overview(picture, picture)
+    assert picture.read_bytes() == copy.read_bytes() == whole
 
 
 def test_missing_attributes(copy):

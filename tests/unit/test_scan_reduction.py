@@ -36,7 +36,7 @@ def assemble(scan: ScanReduction, block: int, present: Sequence[int] | None = No
 
 
 def prepared(record: ScanRecord, detectors: VirtualDetectors | None = None) -> ScanReduction:
-    return ScanReduction.prepare(record, detectors or VirtualDetectors())
+    return ScanReduction.prepare(record.model_copy(update={"detectors": detectors or VirtualDetectors()}))
 
 
 def counted(scan: ScanReduction, block: int, present: Sequence[int] | None = None) -> CountedBlock:

@@ -102,6 +102,28 @@ def test_a_launcher_that_lost_a_process_and_does_not_end_is_ended(
     assert "SIGKILL" in said[1]
 
 
+def test_a_launcher_that_never_starts_all_its_processes_is_ended(
+    supervise: Callable[..., SupervisedProgram], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "STARTING_SECONDS", 0.4)
+    monkeypatch.setattr(supervision, "_COUNT_SECONDS", 0.05)
+    program = supervise(LAUNCHES, processes=3)
+    launcher = program.child
+    said = turn_until(program, lambda: program.child is not launcher)
+    assert "had not started all of its 2 ranks" in said[0]
+
+
+def test_a_program_that_cannot_be_started_is_tried_again(supervise: Callable[..., SupervisedProgram]) -> None:
+    program = supervise(WAITS)
+    logs = program.program.log.parent
+    moved = logs.rename(logs.with_name("elsewhere"))
+    os.kill(program.child.pid, signal.SIGKILL)
+    with pytest.raises(ScanFailed, match="worker-3 cannot be started"):
+        turn_until(program, lambda: False)
+    moved.rename(logs)
+    turn_until(program, lambda: program.child.is_running)
+
+
 def test_a_program_that_cannot_live_is_tried_again_after_a_pause(
     supervise: Callable[..., SupervisedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:

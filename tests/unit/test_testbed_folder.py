@@ -1,6 +1,7 @@
 """What a testbed leaves in its folder, and who may use it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,22 @@ STATE = TestbedState(17, (ProcessEntry("etcd", "etcd", 18, "127.0.0.1:2379"),), 
 def test_one_at_a_time(tmp_path: Path) -> None:
     folder, other = TestbedFolder(tmp_path / "bed"), TestbedFolder(tmp_path / "bed")
     assert not folder.is_running()
+    assert folder.holder() is None
     with folder.held():
         assert other.is_running()
+        assert other.holder() == os.getpid()
         with pytest.raises(MpistreamError, match=r"a testbed is running in .*bed"), other.held():
             pass
     assert not other.is_running()
     with other.held():
         assert folder.is_running()
+        assert folder.holder() == os.getpid()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"supervisor": 4, "processes": []}'])
+def test_a_torn_state_means_only_that_scans_may_be_unfinished(tmp_path: Path, text: str) -> None:
+    (tmp_path / "testbed.json").write_text(text)
+    assert TestbedFolder(tmp_path).state() == TestbedState(0)
 
 
 def test_whoever_dies_holds_nothing_any_more(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_text_says_how_many_records_there_are(copy):
     assert "sent others" in text_of(copy, "sector 2")
 
 
-def test_datasets_of_earlier_releases(copy, tmp_path):
+def test_datasets_that_do_not_say_what_was_sent(copy, tmp_path):
     with h5py.File(copy, "r+") as file:
         del file[layout.DELIVERY]
         record = json.loads(file[layout.PROVENANCE].attrs["scan_record"])
@@ -215,7 +215,7 @@ def test_datasets_of_earlier_releases(copy, tmp_path):
         **dict.fromkeys(("frames", "electrons", "images", "counters"), "good"),
         **dict.fromkeys(("deliveries", "checksums"), "unknown"),
     }
-    assert "earlier release" in text_of(copy, "deliveries")
+    assert "metadata/delivery" in text_of(copy, "deliveries")
     with h5py.File(copy, "r+") as file:
         file[layout.FRAME_NUMBER][0] = FIRST_FRAME + len(FRAMES)
     assert outcomes(copy)["frames"] == "bad"
