@@ -71,7 +71,7 @@ def next_step(
         return TidyUp() if facts.shares else None
     if facts.state is ScanState.ASSEMBLING:
         return _while_assembling(facts, job or table.conducting)
-    return _early_end(facts) or _onwards(facts, table, may_stream, gone or {})
+    return _early_end(facts, job or table.conducting) or _onwards(facts, table, may_stream, gone or {})
 
 
 def _while_assembling(facts: ScanFacts, job: str) -> Step | None:
@@ -81,6 +81,8 @@ def _while_assembling(facts: ScanFacts, job: str) -> Step | None:
     """
     if facts.abort is not None and not facts.abort.keep:
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
+    if lost := _lost_with_a_job(facts, job):
+        return lost
     if _all_is_there(facts):
         return Assemble()
     if not facts.is_cut_short and all(share.sealed for share in facts.shares.values() if share.job != job):
@@ -103,23 +105,32 @@ def _all_is_there(facts: ScanFacts) -> bool:
     return facts.is_cut_short and settled
 
 
-def _early_end(facts: ScanFacts) -> Step | None:
+def _early_end(facts: ScanFacts, job: str) -> Step | None:
     """Reasons to end a scan without a dataset."""
     nothing_yet = facts.state is ScanState.ANNOUNCED
     if facts.abort is not None and (nothing_yet or not facts.abort.keep):
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
     for message, remedy in facts.faults.values():
         return Become(ScanState.FAILED, ScanFailed(message, remedy))
-    lost = [share.job for share in facts.shares.values() if share.sealed]
-    if lost and not facts.survives_its_job and not nothing_yet:
-        return Become(
-            ScanState.FAILED,
-            ScanFailed(
-                "an MPI job that counted this scan has ended, and durability is none: what it held is gone",
-                'run the scan again; [journal] durability = "write" survives that',
-            ),
-        )
-    return None
+    return None if nothing_yet else _lost_with_a_job(facts, job)
+
+
+def _lost_with_a_job(facts: ScanFacts, job: str) -> Step | None:
+    """Without journals only ``job``, which writes the dataset, can have anything for it: what another one held is gone
+    with that one, or with its role.
+    """
+    own = facts.shares.get(job)
+    if facts.survives_its_job or (own is not None and own.blocks.is_complete):
+        return None
+    if not any(share.sealed or (share.job != job and len(share.blocks)) for share in facts.shares.values()):
+        return None
+    return Become(
+        ScanState.FAILED,
+        ScanFailed(
+            "an MPI job that counted this scan has ended, and durability is none: what it held is gone",
+            'run the scan again; [journal] durability = "write" survives that',
+        ),
+    )
 
 
 def _onwards(facts: ScanFacts, table: RoutingTable, may_stream: bool, gone: Mapping[int, str]) -> Step | None:

@@ -8,6 +8,7 @@ from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 
 _UNDER_WAY = (ScanState.STREAMING, ScanState.DRAINING)
+_BEGUN = (*_UNDER_WAY, ScanState.ASSEMBLING)
 
 
 def whole_jobs(groups: Iterable[GroupEntry]) -> dict[str, tuple[RankEndpoints, ...]]:
@@ -46,6 +47,15 @@ def next_ranks(
     ranks = tuple(rank for job in sorted(ready, key=lambda job: (job != conducting, job)) for rank in ready[job])
     fits = latest is not None and latest.ranks == ranks and latest.conducting == conducting
     return None if fits else ranks
+
+
+def hands_over(jobs: Collection[str], conducting: str, scans: Iterable[ScanFacts], gone: Collection[str] = ()) -> bool:
+    """Whether another job had better conduct: a scan that has begun waits for this one to be ready, and ``jobs``, those
+    that are whole, have another one that is.
+    """
+    begun = [facts for facts in scans if facts.state in _BEGUN]
+    others = (job for job in jobs if job != conducting and job not in gone)
+    return not _is_ready(conducting, begun) and any(_is_ready(job, begun) for job in others)
 
 
 def _is_ready(job: str, under_way: Iterable[ScanFacts]) -> bool:

@@ -7,9 +7,10 @@ this one looks on, ready to take over.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from uuid import UUID
 
 from mpistream.control.coordination import Registration
-from mpistream.control.membership import next_ranks, to_seal, whole_jobs
+from mpistream.control.membership import hands_over, next_ranks, to_seal, whole_jobs
 from mpistream.control.process_identity import is_known_dead
 from mpistream.control.registry import Registry
 from mpistream.control.scan_facts import ScanFacts
@@ -66,6 +67,9 @@ class Deployment:
         self._look_at = 0.0
         self._published = 0.0
         self._absent: dict[str, float] = {}  # job or producer -> since when it is not registered
+        self._holds_up_since: float | None = None
+        self._conduct_from = 0.0
+        self._unread: set[UUID] = set()  # scans that wait for journals that could not be read
 
     def look(self) -> None:
         """Something has changed in etcd: the next turn reads it."""
@@ -103,7 +107,7 @@ class Deployment:
         scans = list(scans)
         quiet = self.role is not None and not self._absent and not any(facts.is_unfinished for facts in scans)
         self._look_at = now + (_QUIET_LOOK_SECONDS if quiet else _LOOK_SECONDS)
-        if self.role is None:
+        if self.role is None and now >= self._conduct_from:
             self._try_to_conduct()
         if self.role is not None and not self.is_up_to_date:
             self._get_up_to_date()
@@ -132,6 +136,11 @@ class Deployment:
         registered = self._registry.groups()
         jobs = whole_jobs(group for group in registered if not is_known_dead(group.process))
         gone = self._gone(self._known_jobs(scans), jobs, now)
+        if self._has_held_up(hands_over(jobs, self._job, scans, gone), now):
+            _log.error("this MPI job cannot get ready for a scan that has begun; another one may conduct")
+            self.close()
+            self._conduct_from = now + 2 * _QUIET_LOOK_SECONDS
+            return
         ranks = next_ranks(jobs, self._job, scans, self.table, gone)
         if ranks is not None:
             reach("leader.before-table")
@@ -153,7 +162,13 @@ class Deployment:
             except StorageError as error:
                 _log.error("scan %s: the journals of MPI job %s cannot be read yet: %s", facts.uid, job, error.message)
                 if facts.state is not None:
+                    self._unread.add(facts.uid)
                     self._registry.set_state(facts.uid, facts.state, error, role)
+
+    def _has_held_up(self, holds_up: bool, now: float) -> bool:
+        """Whether a healthy job has waited for this one for so long that it is no mere start."""
+        self._holds_up_since = (self._holds_up_since or now) if holds_up else None
+        return self._holds_up_since is not None and now - self._holds_up_since > self._grace_seconds
 
     def _known_jobs(self, scans: Iterable[ScanFacts]) -> dict[str, set[str]]:
         """The other jobs that get blocks or have some, and processes of theirs."""
@@ -216,8 +231,12 @@ class Deployment:
             _log.warning("scan %s: MPI job %s is lost; its journals hold %d blocks", facts.uid, job, len(blocks))
             facts.shares[job] = sealed
             self._registry.delete_status("jobs", job)
+            if facts.uid in self._unread and facts.state is not None:
+                self._unread.discard(facts.uid)
+                self._registry.set_state(facts.uid, facts.state, None, role)
             reach("leader.after-seal")
         else:
+            self.was_overtaken()
             self.look()
 
     def _absent_sectors(self, now: float) -> dict[int, str]:

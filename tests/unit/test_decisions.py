@@ -267,6 +267,21 @@ def test_without_journals_a_lost_job_costs_the_scan(state: ScanState) -> None:
     assert step(facts(ScanState.ANNOUNCED, share(), lost, durability=Durability.NONE)) == Become(ScanState.STREAMING)
 
 
+@pytest.mark.parametrize("lost", [share("lost", sealed=True), share("deposed", BLOCKS[:2])])
+@pytest.mark.parametrize("state", [*UNDER_WAY, ScanState.ASSEMBLING])
+@pytest.mark.parametrize("keep", [None, KEEP])
+def test_without_journals_no_job_writes_what_another_one_held(
+    state: ScanState, lost: JobShare, keep: AbortRequest | None
+) -> None:
+    """Not even where the scan is cut short and would take what there is."""
+    known = facts(state, share("a", BLOCKS[3:]), lost, cut=range(4), abort=keep, durability=Durability.NONE)
+    ending = step(known)
+    assert isinstance(ending, Become)
+    assert ending.state is ScanState.FAILED
+    whole = facts(ScanState.ASSEMBLING, share("a", BLOCKS), lost, cut=range(4), durability=Durability.NONE)
+    assert step(whole) == Assemble()
+
+
 @pytest.mark.parametrize("state", [state for state in STATES if state.is_final])
 def test_a_scan_that_has_ended_is_tidied_up_once(state: ScanState) -> None:
     assert step(facts(state, share(), abort=ABORT)) == TidyUp()

@@ -134,6 +134,24 @@ def test_a_scan_waits_for_every_job_that_gets_blocks(made_up: MadeUpDeployment) 
     made_up.becomes(uid, ScanState.STREAMING)
 
 
+def test_a_job_that_cannot_get_ready_conducts_only_while_no_other_one_can(made_up: MadeUpDeployment) -> None:
+    first = made_up.start_job("job-1")
+    uid = made_up.announce_and_stream()
+    first.count(uid, 0, 0)
+    first.die()
+    second = made_up.start_job("job-2", prepare=lambda job, record: None)
+    until(lambda: second.conducts)
+    time.sleep(LEASE_SECONDS + 1.5)
+    assert second.conducts, "there is nobody else"
+    third = made_up.start_job("job-3")
+    until(lambda: third.conducts, seconds=LEASE_SECONDS + 6)
+    table_of(made_up, "job-3")
+    third.count(uid, 0, 1, 2, 3)
+    made_up.end_sectors(uid)
+    made_up.becomes(uid, ScanState.COMMITTED)
+    assert third.read == [[0]]
+
+
 # a job that is lost
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpistream.control.membership import next_ranks, to_seal, whole_jobs
+from mpistream.control.membership import hands_over, next_ranks, to_seal, whole_jobs
 from mpistream.control.registry import GroupEntry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.control.scan_facts import ScanFacts
@@ -154,6 +154,22 @@ def test_what_a_table_has(
     assert latest - gone <= chosen, "whoever is not gone stays"
     after = RoutingTable(4, conducting, ranks)
     assert next_ranks(jobs(*sorted(registered)), conducting, scans, after, gone) is None, "decided once"
+
+
+# who conducts
+
+
+@pytest.mark.parametrize("state", [*UNDER_WAY, ScanState.ASSEMBLING])
+def test_a_job_that_cannot_get_ready_lets_another_one_conduct(state: ScanState) -> None:
+    waits = scan(state, "b", preparing="a")
+    assert hands_over(jobs("a", "b"), "a", [waits])
+    assert hands_over(jobs("a", "b"), "a", [scan(state, "b")]), "nothing was said of it yet"
+    assert not hands_over(jobs("a", "b"), "b", [waits])
+    assert not hands_over(jobs("a", "b"), "a", [waits], gone={"b"})
+    assert not hands_over(jobs("a"), "a", [waits]), "there is no other one"
+    assert not hands_over(jobs("a", "b"), "a", [scan(state, "a", "b")])
+    assert not hands_over(jobs("a", "b"), "a", [scan(state, preparing="ab")]), "nor is the other one ready"
+    assert not hands_over(jobs("a", "b"), "a", [scan(ScanState.ANNOUNCED, "b", preparing="a")])
 
 
 # whose journals are sealed
