@@ -15,7 +15,6 @@ from uuid import uuid4
 from mpistream.benchmarks.measurement import Spread
 from mpistream.model.counted_block import CountedBlock
 from mpistream.model.scan import CountingParameters, Durability, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.source_frames import record_of_source, source_blocks
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import JournalWriter
@@ -42,7 +41,7 @@ class JournalAlone:
     def of(cls, sectors: Path, counting: CountingParameters, blocks: int) -> "JournalAlone":
         """The first ``blocks`` blocks of sector files, counted with given thresholds."""
         record, _ = record_of_source(f"files:{sectors}", _BLOCK_FRAMES, counting)
-        reduction = ScanReduction.prepare(record, VirtualDetectors())
+        reduction = ScanReduction.prepare(record)
         reduction.set_thresholds(Thresholds.given(counting))
         counted = [reduction.count(block) for block in source_blocks(record, record.block_range[:blocks])]
         known = [block for block in counted if block is not None]

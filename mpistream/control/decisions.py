@@ -81,8 +81,8 @@ def _while_assembling(facts: ScanFacts, job: str) -> Step | None:
     """
     if facts.abort is not None and not facts.abort.keep:
         return Become(ScanState.ABORTED, ScanFailed(facts.abort.reason))
-    if lost := _lost_with_a_job(facts, job):
-        return lost
+    if failure := _lost_with_a_job(facts, job):
+        return failure
     if _all_is_there(facts):
         return Assemble()
     if not facts.is_cut_short and all(share.sealed for share in facts.shares.values() if share.job != job):

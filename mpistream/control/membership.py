@@ -3,12 +3,11 @@
 from collections.abc import Collection, Iterable
 
 from mpistream.control.registry import GroupEntry
-from mpistream.control.run_state import ScanState
+from mpistream.control.run_state import UNDER_WAY, ScanState
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 
-_UNDER_WAY = (ScanState.STREAMING, ScanState.DRAINING)
-_BEGUN = (*_UNDER_WAY, ScanState.ASSEMBLING)
+_BEGUN = (*UNDER_WAY, ScanState.ASSEMBLING)
 
 
 def whole_jobs(groups: Iterable[GroupEntry]) -> dict[str, tuple[RankEndpoints, ...]]:
@@ -35,7 +34,7 @@ def next_ranks(
     A job gets blocks once it is ready for every scan that is under way. One that is registered no longer stays in the
     table until it is ``gone``: a lease may run out by mistake. The conducting job's ranks come first.
     """
-    under_way = [facts for facts in scans if facts.state in _UNDER_WAY]
+    under_way = [facts for facts in scans if facts.state in UNDER_WAY]
     ready = {job: ranks for job, ranks in jobs.items() if _is_ready(job, under_way)}
     if latest is not None:
         for job in latest.jobs - set(gone):

@@ -19,6 +19,9 @@ class ScanState(StrEnum):
         return not TRANSITIONS[self]
 
 
+#: Blocks are sent, counted and journaled.
+UNDER_WAY = (ScanState.STREAMING, ScanState.DRAINING)
+
 _ENDS_BADLY = frozenset({ScanState.ABORTED, ScanState.FAILED})
 
 TRANSITIONS: dict[ScanState, frozenset[ScanState]] = {

@@ -21,7 +21,7 @@ from mpistream.control.decisions import (
     next_step,
 )
 from mpistream.control.registry import Registry
-from mpistream.control.run_state import ScanState, ScanStatus, keeps_journals
+from mpistream.control.run_state import UNDER_WAY, ScanState, ScanStatus, keeps_journals
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError
 from mpistream.model.fault_points import reach
 from mpistream.model.job_messages import JobMessageKind
@@ -198,7 +198,7 @@ class Conducting:
             return
         self._progress_written = now
         for scan in scans.values():
-            if scan.facts.state in (ScanState.STREAMING, ScanState.DRAINING, ScanState.ASSEMBLING):
+            if scan.facts.state in (*UNDER_WAY, ScanState.ASSEMBLING):
                 shares = scan.facts.shares.values()
                 names = ("frames", "electrons", "raw_bytes", "frames_incomplete")
                 total = {name: sum(share.totals.get(name, 0) for share in shares) for name in names}

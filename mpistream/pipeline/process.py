@@ -1,21 +1,13 @@
 """What every process does alike: connect to etcd, end on a signal."""
 
-import logging
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
 from mpistream.model.config import Config
-
-_log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-_RETRY_SECONDS = 0.5
 
 
 def connect_etcd(config: Config) -> Coordination:

@@ -6,13 +6,12 @@ from typing import Any
 from uuid import UUID
 
 from mpistream.control.coordination import Change
-from mpistream.control.run_state import ScanState, ScanStatus
+from mpistream.control.run_state import UNDER_WAY, ScanState, ScanStatus
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.job_share import JobShare
 
 _log = logging.getLogger(__name__)
 
-_SERVED = (ScanState.STREAMING, ScanState.DRAINING)
 _OVER = (ScanState.ASSEMBLING, *(state for state in ScanState if state.is_final))
 _FOLLOWED = ("record", "ends", "shares")
 
@@ -31,7 +30,7 @@ class ScanBook:
 
     def _is_to_be_served(self, scan: ScanFacts) -> bool:
         end = scan.ends.get(self._sector)
-        return scan.record is not None and scan.state in _SERVED and (end is None or not end.cut)
+        return scan.record is not None and scan.state in UNDER_WAY and (end is None or not end.cut)
 
     def get(self, uid: UUID) -> ScanFacts | None:
         """None for a scan that is over."""

@@ -1,26 +1,20 @@
 """Each block once: where several ranks have counted the same one, the fullest version of it goes into the dataset."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mpistream.model.agreement import Communicator
 from mpistream.model.counted_block import CountedBlock
 from mpistream.model.errors import ScanFailed
 
 _VERSION = np.dtype([("block", "<u8"), ("records", "<u4"), ("rank", "<u4"), ("index", "<u4")])
 
 
-class _Communicator(Protocol):
-    @property
-    def rank(self) -> int: ...
-
-    def allgather(self, sendobj: Any) -> list[Any]: ...
-
-
 def choose_versions(
-    comm: _Communicator, blocks: Sequence[CountedBlock]
+    comm: Communicator, blocks: Sequence[CountedBlock]
 ) -> tuple[list[CountedBlock], list[CountedBlock]]:
     """Collective: those of this rank's blocks that count, and those of which there is a version as good or better.
 
@@ -42,7 +36,7 @@ def choose_versions(
 
 
 def _check_equal(
-    comm: _Communicator,
+    comm: Communicator,
     blocks: Sequence[CountedBlock],
     versions: npt.NDArray[Any],
     first: npt.NDArray[np.bool_],
