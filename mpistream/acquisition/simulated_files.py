@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -61,10 +61,7 @@ def simulate_to_files(
                 truth.append(part)
                 if progress:
                     progress(truth.frames, options.frames)
-        for path in old_files:
-            path.unlink()
-        for path in targets:
-            _partial(path).rename(path)
+        _give_names(targets)
     except BrokenProcessPool as error:
         raise StorageError(
             "a process that simulated frames was killed; what was written has been removed",
@@ -79,6 +76,7 @@ def simulate_to_files(
     finally:
         for path in targets:
             _partial(path).unlink(missing_ok=True)
+    _remove([path for path in old_files if path not in targets], directory)
     return places.paths
 
 
@@ -210,6 +208,34 @@ def _end_with(sentinel: int) -> None:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL)
+
+
+def _give_names(targets: list[Path]) -> None:
+    """All files get their names; or those whose names were free get none."""
+    named: list[Path] = []
+    try:
+        for path in targets:
+            is_free = not os.path.lexists(path)
+            _partial(path).rename(path)
+            if is_free:
+                named.append(path)
+    except BaseException:
+        for path in named:
+            with suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _remove(surplus: list[Path], directory: Path) -> None:
+    """Old files that no new one has replaced go once all new ones have their names."""
+    try:
+        for path in surplus:
+            path.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"the new sector files are in {directory}, but old ones cannot be removed: {error.strerror}",
+            "remove those of an earlier date",
+        ) from error
 
 
 def _prepare_directory(directory: Path, overwrite: bool) -> list[Path]:

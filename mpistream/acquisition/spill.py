@@ -40,6 +40,14 @@ def spilled_scans(directory: Path, sector: int) -> dict[UUID, Path]:
     return {UUID(match[1]): path for path, match in found if match and int(match[2]) == sector}
 
 
+def remove_spill(path: Path) -> None:
+    """Where the disk refuses it, the file stays: no blocks are lost with that."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.error("cannot remove %s: %s", path, error.strerror)
+
+
 class Spill:
     """The file of one sector of one scan. ``frames_present``: the bit map of each block that is in it."""
 
@@ -54,8 +62,12 @@ class Spill:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            self.bytes = self._look_through()
-            os.ftruncate(self._descriptor, self.bytes)
+            try:
+                self.bytes = self._look_through()
+                os.ftruncate(self._descriptor, self.bytes)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
         except OSError as error:
             raise SourceError(
                 f"cannot spill to {path}: {error.strerror}", "correct [stream] spill_directory, or leave it empty"
@@ -131,6 +143,10 @@ class Spill:
         return frames_present
 
     def close(self, remove: bool) -> None:
-        os.close(self._descriptor)
+        try:
+            os.close(self._descriptor)
+        except OSError as error:
+            # the descriptor is free all the same; blocks that the disk has lost are noticed when they are read
+            _log.error("cannot close %s: %s", self.path, error.strerror)
         if remove:
-            self.path.unlink(missing_ok=True)
+            remove_spill(self.path)

@@ -143,7 +143,7 @@ def _trace_lines(found: Trace) -> Iterator[tuple[str, str]]:
     for place in found.journals:
         where = place.problem if place.byte is None else f"at byte {place.byte}{_without(place.missing_sectors or ())}"
         yield "journal", f"{place.path}, of rank {place.rank}: {where}"
-    if found.destination is not None and not found.counted_by:
+    if not found.state.is_final and not found.counted_by:
         yield "owed", "in no job's share: its producers keep it, or have not read it yet"
         for sector, said in found.senders.items():
             yield f"  sector {sector}", f"{said.get('sent', 0)} blocks sent, {said.get('owed', 0)} owed"

@@ -57,24 +57,25 @@ def run_once(request: ScanRequest, groups: int, ranks_per_group: int, config: Co
     """One scan with processes that live only for it."""
     draft, notes = draft_scan(request, config)
 
-    def follow_it(registry: Registry, record: ScanRecord, turn: Callable[[], object]) -> ScanEnd:
-        return follow(registry, config, record, notes, turn)
+    def follow_it(registry: Registry, draft: ScanRecord, turn: Callable[[], object]) -> ScanEnd:
+        return announce_and_follow(registry, config, draft, notes, turn)
 
     return single_run.run_once(draft, groups, ranks_per_group, config, follow_it, note)
 
 
-def follow(
+def announce_and_follow(
     registry: Registry,
     config: Config,
-    record: ScanRecord,
+    draft: ScanRecord,
     notes: tuple[str, ...],
     turn: Callable[[], object] = lambda: None,
 ) -> ScanEnd:
     """Shows the scan's progress until it has ended."""
     for text in notes:
         note(text)
-    with ScanProgress(record) as progress:
-        end = ScanFollower(registry, record, config, note, turn).follow(progress.update)
+    with ScanProgress(draft) as progress:
+        follower = ScanFollower(registry, draft, config, note, turn)
+        end = follower.follow(progress.update, begin=lambda: announce(registry, draft))
         if end.status.state is ScanState.COMMITTED:
             progress.finish()
         return end
@@ -140,7 +141,7 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
     with connect_etcd(loaded) as etcd:
         registry = open_registry(loaded, etcd)
         wait_until_present(registry, draft.direct, seconds=loaded.etcd.lease_seconds + _RETURN_SECONDS)
-        end = follow(registry, loaded, announce(registry, draft), notes)
+        end = announce_and_follow(registry, loaded, draft, notes)
     report(end, as_json)
 
 

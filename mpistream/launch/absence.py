@@ -1,7 +1,7 @@
 """Which of the processes that a scan needs are not registered, and since when."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mpistream.control.registry import Registry
@@ -31,18 +31,22 @@ def absent_groups(registry: Registry) -> list[Absence]:
     return [] if registry.groups() else [_NO_GROUP]
 
 
-def absent_senders(registry: Registry, direct: bool) -> list[Absence]:
-    """Of the producers, and of aggregators where one is needed."""
-    sectors = sorted(set(range(SECTORS)) - {producer.sector for producer in registry.producers()})
-    absences = [
+def absent_producers(sectors: Iterable[int]) -> list[Absence]:
+    """Where producers of ``sectors`` are registered."""
+    return [
         Absence(
             f"a producer of sector {sector}",
             f"no producer is registered for sector {sector}",
             f"start it again: mpistream produce --sector {sector}",
             sector,
         )
-        for sector in sectors
+        for sector in sorted(set(range(SECTORS)) - set(sectors))
     ]
+
+
+def absent_senders(registry: Registry, direct: bool) -> list[Absence]:
+    """Of the producers, and of aggregators where one is needed."""
+    absences = absent_producers(producer.sector for producer in registry.producers())
     if not direct and not registry.aggregators():
         absences.append(_NO_AGGREGATOR)
     return absences

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator
 
 from mpistream.control.run_state import ScanState
+from mpistream.launch.absence import absent_producers
 from mpistream.launch.inspection import DeploymentView, JobView, ProcessView, ScanView
 from mpistream.model.config import Config
-from mpistream.model.geometry import SECTORS
 
 #: Every process says how it does once a second.
 _SILENT_SECONDS = 5.0
@@ -20,8 +20,8 @@ def problems(view: DeploymentView, config: Config) -> list[str]:
 def _missing(view: DeploymentView) -> Iterator[str]:
     if not view.jobs:
         yield "no rank group is registered: nothing is counted; start the MPI job (mpiexec -n 4 mpistream consume)"
-    for sector in sorted(set(range(SECTORS)) - {int(producer.status["sector"]) for producer in view.producers}):
-        yield f"no producer is registered for sector {sector}; start it: mpistream produce --sector {sector}"
+    for absence in absent_producers(int(producer.status["sector"]) for producer in view.producers):
+        yield f"{absence.message}; {absence.remedy}"
     if not view.aggregators:
         yield "no aggregator is registered: only scans with --direct can be streamed; start one: mpistream aggregate"
 

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mpistream.control.coordination import Change
+from mpistream.control.coordination import Change, Watch
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
-from mpistream.launch.absence import NOBODY_SECONDS, Absence, AbsenceNotes, absent_groups, absent_senders
+from mpistream.launch.absence import Absence, AbsenceNotes, absent_groups, absent_senders
+from mpistream.launch.scan_control import abort_unserved
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.scan import ScanRecord, ScanSummary
@@ -41,7 +42,7 @@ def in_words(status: ScanStatus) -> str:
 
 
 def _nothing() -> None:
-    """Nobody needs a turn."""
+    """Nobody needs a turn, and the scan is announced already."""
 
 
 class ScanFollower:
@@ -75,20 +76,25 @@ class ScanFollower:
         self._etcd_is_away = False
         self._moved = self._looked = time.monotonic()
 
-    def follow(self, on_progress: OnProgress) -> ScanEnd:
+    def follow(self, on_progress: OnProgress, begin: Callable[[], object] = _nothing) -> ScanEnd:
         """Returns when the scan has ended with a dataset.
 
         Raises ScanFailed when it has ended without one, and when nothing moves for ``patience_seconds``: a scan that
         has begun is then left as it is, and goes on as soon as it can. An interrupt ends the scan without a dataset.
+        ``begin`` announces the scan where it is not announced yet: then there is no moment at which an interrupt
+        leaves it behind.
         """
-        watch = self._persist(lambda: self._registry.watch_scan(self._record.uid, self._news.put))
+        watch: Watch | None = None
         try:
+            begin()
+            watch = self._persist(lambda: self._registry.watch_scan(self._record.uid, self._news.put))
             return self._follow(on_progress)
         except KeyboardInterrupt:
             self._discard("interrupted by the user")
             raise
         finally:
-            watch.close()
+            if watch is not None:
+                watch.close()
             self._news.close()
 
     def _follow(self, on_progress: OnProgress) -> ScanEnd:
@@ -206,16 +212,20 @@ class ScanFollower:
 
     def _discard(self, reason: str) -> None:
         """Ends the scan for all: asks the job to, and does it in its place where there is none."""
+        uid = self._record.uid
         try:
-            self._registry.request_abort(self._record.uid, reason, keep=False)
+            if self._registry.record(uid) is None:
+                return  # it has not been announced
+            self._registry.request_abort(uid, reason, keep=False)
             status = self._wait_for_end(reason)
+            summary = self._registry.summary(uid) if status else None
         except CoordinationError as unreachable:
             self._say(f"the scan could not be aborted: {unreachable.message}")
             return
         if status is None:
-            self._say(f"the MPI job has not ended the scan yet; see mpistream status (scan {self._record.uid})")
-        elif status.state is ScanState.COMMITTED:
-            self._say(f"the dataset was already there: {self._record.output}")
+            self._say(f"the MPI job has not ended the scan yet; see mpistream status (scan {uid})")
+        elif summary is not None:
+            self._say(f"the dataset was already there: {summary.dataset}")
 
     def _wait_for_end(self, reason: str) -> ScanStatus | None:
         """None where the scan has not ended within ``_ABORT_SECONDS``."""
@@ -226,7 +236,6 @@ class ScanFollower:
             status = self._registry.status(uid)
             if status.state.is_final:
                 return status
-            if waited > NOBODY_SECONDS and not self._registry.groups():
-                self._registry.set_state(uid, ScanState.ABORTED, ScanFailed(reason))
+            abort_unserved(self._registry, uid, status, ScanFailed(reason), waited)
             time.sleep(0.05)
         return None

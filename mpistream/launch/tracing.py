@@ -64,7 +64,7 @@ class DatasetRow:
 class Trace:
     """What is known of one frame.
 
-    destination  None once the scan has ended, and where no MPI job runs
+    destination  None once the scan has ended, and where the MPI job that the table names does not run
     counted_by   the jobs that have counted and journaled the block: no producer keeps it any more
     senders      sector -> what its producer says of the scan; only while the block is owed
     cut          sector -> why nothing more is waited for
@@ -122,6 +122,8 @@ def _destination(registry: Registry, record: ScanRecord, block: int) -> Destinat
     if table is None:
         return None
     rank: RankEndpoints = table.ranks[table.rank_of(record.uid.bytes, block, block in record.blocks_for_conductor)]
+    if rank.job not in {group.job for group in registry.groups()}:
+        return None  # the table outlives its jobs
     return Destination(rank.rank, rank.job, rank.host, rank.pid, table.version)
 
 

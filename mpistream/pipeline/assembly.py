@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,8 @@ from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, SectorEnd, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.conducting import SAMPLE_FILE
-from mpistream.pipeline.receiver import CountedScan
+from mpistream.pipeline.orders import CountedScan
 from mpistream.reduction.block_versions import choose_versions
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.gather import gather_slab
@@ -51,9 +51,14 @@ def summary_of_written(comm: MPI.Comm, scan: CountedScan) -> ScanSummary | None:
     summary: ScanSummary | None = None
     with agreed(comm, StorageError, "the output cannot be looked at"):
         if comm.rank == 0:
-            if dataset_of(scan.output) == scan.record.uid:
-                summary = read_summary(scan.output)
-            remove_partials(scan.output, scan.record.uid.hex)
+            uid = scan.record.uid
+            # a scan may have been redirected after an attempt
+            places = dict.fromkeys((scan.output, Path(scan.record.output)))
+            written = [place for place in places if dataset_of(place) == uid]
+            if written:
+                summary = read_summary(written[0])
+            for place in places:
+                remove_partials(place, uid.hex)
     return comm.bcast(summary)
 
 
@@ -61,17 +66,19 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
     """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there, and
     StorageError where a journal cannot be read.
     """
-    check_detectors(comm, config.detectors.virtual)
     reach("rank.before-gather")
     read = read_journals(comm, scan)
     blocks, superfluous = choose_versions(comm, scan.blocks + read)
     pattern = scan.diffraction_sum + diffraction_sum_of(read) - diffraction_sum_of(superfluous)
     ends, notes = check_arrivals(comm, scan, blocks)
     record = scan.record
+    with agreed(comm, ScanFailed, "the journals are not of this scan", "stream it again; they are kept"):
+        events = ElectronEvents.concatenate([block.events for block in blocks])
+        sums = FrameSums.concatenate([block.sums for block in blocks], scan.reduction.annuli)
     slab = gather_slab(
         comm,
-        ElectronEvents.concatenate([block.events for block in blocks]),
-        FrameSums.concatenate([block.sums for block in blocks], scan.reduction.annuli),
+        events,
+        sums,
         record.scan_shape.positions,
         config.ranks.gather_round_bytes,
         record.counting.centroids,
@@ -94,7 +101,6 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
         gain=reduction.references.gain,
         pixel_mask=reduction.references.pixel_mask,
         sample_histogram=_sample_histogram(scan),
-        detectors=config.detectors.virtual,
         seconds=seconds,
         provenance={"job": job, "mpi_ranks": comm.size},
         ends=gathered.ends,
@@ -151,14 +157,6 @@ def _warnings(record: ScanRecord, thresholds: Thresholds, report: WriteReport) -
     if report.warning:
         yield report.warning
     yield from thresholds.notes(record)
-
-
-def check_detectors(comm: MPI.Comm, detectors: VirtualDetectors) -> None:
-    """Collective: what ranks with different detectors counted would not belong together."""
-    if len(set(comm.allgather(detectors))) > 1:
-        raise ScanFailed(
-            "the ranks' configurations describe different detectors", "give all ranks the same [detectors]"
-        )
 
 
 def check_arrivals(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from mpistream.acquisition.spill import spilled_scans
+from mpistream.acquisition.spill import remove_spill, spilled_scans
 from mpistream.control.coordination import Change, Registration
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.scan_facts import ScanFacts
@@ -203,7 +203,7 @@ class Producer:
         if self.config.stream.spill_directory:
             spilled = spilled_scans(Path(self.config.stream.spill_directory), self.entry.sector)
             for uid in spilled.keys() & self.book.over:
-                spilled[uid].unlink(missing_ok=True)
+                remove_spill(spilled[uid])
 
     def _current(self) -> UUID | None:
         """The scan whose blocks go out: the first with which something is to be done. The others lose no patience."""

@@ -182,27 +182,40 @@ def _write(file: h5py.File, piece: _Piece, transfer: h5py.h5p.PropDXID) -> None:
         raise reason from error
 
 
+def _largest_piece_bytes(slab: Slab, round_bytes: int) -> int:
+    """Of this rank's pieces, at most."""
+    events = slab.events
+    arrays = _arrays(len(events), len(events.indices), events.centroids is not None).values()
+    return max(array.row_bytes * min(array.shape[0], max(1, round_bytes // array.row_bytes)) for array in arrays)
+
+
 def write_by_rank_zero(comm: MPI.Comm, path: Path, addresses: dict[str, int], slab: Slab, round_bytes: int) -> str:
     """Collective: the same file without parallel HDF5; the ranks' pieces travel to rank 0; the means, on rank 0.
 
     ``addresses`` are those from ``create_event_arrays``: contiguous arrays can be written without HDF5.
     """
     descriptor: int | None = None
+    largest = comm.reduce(_largest_piece_bytes(slab, round_bytes) if comm.rank else 0, op=MPI.MAX)
     try:
         with together(comm):
             if comm.rank == 0:
                 descriptor = os.open(path, os.O_WRONLY)
+        with together(comm):
+            # now: a rank 0 that found no room while the others send would leave them waiting
+            buffer = np.empty(largest or 0, np.uint8)
         for piece in _pieces(comm, slab, round_bytes):
             with together(comm):
-                _write_all_pieces(comm, descriptor, addresses.get(piece.name, 0), piece)
+                _write_all_pieces(comm, descriptor, addresses.get(piece.name, 0), piece, buffer)
     finally:
         if descriptor is not None:
             os.close(descriptor)
     return "posix" if comm.rank == 0 else ""
 
 
-def _write_all_pieces(comm: MPI.Comm, descriptor: int | None, address: int, own: _Piece) -> None:
-    """Collective: rank 0 (which has the file) writes its own piece, then that of each other rank."""
+def _write_all_pieces(
+    comm: MPI.Comm, descriptor: int | None, address: int, own: _Piece, buffer: npt.NDArray[np.uint8]
+) -> None:
+    """Collective: rank 0 (which has the file) writes its own piece, then the others' by way of ``buffer``."""
     own_bytes = own.values.reshape(-1).view(np.uint8)
     shares = comm.gather((own.first_byte, len(own_bytes)))
     if shares is None or descriptor is None:
@@ -212,7 +225,7 @@ def _write_all_pieces(comm: MPI.Comm, descriptor: int | None, address: int, own:
     for source, (first_byte, count) in enumerate(shares):
         values = own_bytes
         if source:
-            values = np.empty(count, np.uint8)
+            values = buffer[:count]
             comm.Recv([values, MPI.BYTE], source=source)
         # after a failure the other ranks' pieces are still received: they are being sent
         if count and failure is None:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -17,14 +18,18 @@ class Mailbox(Generic[T]):
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()  # unlike select.select for descriptors of any number
         self._poll.register(self._event, select.POLLIN)
+        self._is_closed = False
+        self._closing = threading.RLock()  # a signal handler may put while its own thread does
 
     def fileno(self) -> int:
         return self._event
 
     def put(self, item: T) -> None:
-        """From any thread, and from a signal handler."""
-        self._items.append(item)
-        os.eventfd_write(self._event, 1)
+        """From any thread, and from a signal handler. Once the mailbox is closed, nothing comes of it."""
+        with self._closing:
+            if not self._is_closed:
+                self._items.append(item)
+                os.eventfd_write(self._event, 1)
 
     def take(self) -> list[T]:
         """Everything that has come, without waiting."""
@@ -49,4 +54,7 @@ class Mailbox(Generic[T]):
             take(item)
 
     def close(self) -> None:
-        os.close(self._event)
+        with self._closing:
+            if not self._is_closed:
+                self._is_closed = True
+                os.close(self._event)

@@ -20,7 +20,7 @@ from mpistream.model.geometry import SECTORS
 from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Durability, ScanRecord, ScanSummary, SectorEnd, Thresholds
 from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
-from mpistream.pipeline.receiver import CountedScan
+from mpistream.pipeline.orders import CountedScan
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import JournalWriter
 from mpistream.storage.reader import open_dataset
@@ -141,15 +141,23 @@ class Assembly:
         self.check_found_again(scan, summary)
 
     def check_found_again(self, scan: CountedScan, summary: ScanSummary) -> None:
-        """By a job that takes over, whatever it knows: the dataset is there; what other attempts left is removed."""
-        partial = scan.output.with_name(f"{scan.output.name}.partial.{scan.record.uid.hex}.7-3")
-        if self.comm.rank == 0:
-            partial.write_bytes(b"left")
-        self.comm.Barrier()
-        found = summary_of_written(self.comm, replace(scan, blocks=[], journals=()))
-        assert found is not None
-        assert (found.counters, found.dataset) == (summary.counters, summary.dataset)
-        assert not partial.exists()
+        """By a job that takes over, whatever it knows, and though the scan was redirected meanwhile: the dataset is
+        there; what other attempts left is removed.
+        """
+        record = scan.record.model_copy(update={"output": str(scan.output)})
+        elsewhere = scan.output.with_name(f"redirected-{scan.output.name}")
+        for redirected in (scan, replace(scan, reduction=prepared(record), output=elsewhere)):
+            places = {scan.output, redirected.output}
+            partials = [place.with_name(f"{place.name}.partial.{record.uid.hex}.7-3") for place in places]
+            if self.comm.rank == 0:
+                for partial in partials:
+                    partial.write_bytes(b"left")
+            self.comm.Barrier()
+            found = summary_of_written(self.comm, replace(redirected, blocks=[], journals=()))
+            assert found is not None
+            assert (found.counters, found.dataset) == (summary.counters, summary.dataset)
+            assert not any(partial.exists() for partial in partials)
+            self.comm.Barrier()
 
 
 def ends_of(present: dict[int, tuple[int, ...]], cut: tuple[int, ...] = ()) -> tuple[SectorEnd, ...]:

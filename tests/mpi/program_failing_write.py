@@ -25,6 +25,7 @@ from mpistream.model.errors import MpistreamError, NoRoomError, ScanFailed, Stor
 from mpistream.model.frame_sums import FrameSums
 from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.gather import gather_slab
+from mpistream.storage import event_arrays
 from mpistream.storage.event_arrays import compare_with_file
 from mpistream.storage.reader import open_dataset
 from mpistream.storage.writer import write_dataset
@@ -245,6 +246,25 @@ def check_full_disk(case: Case, target: Path) -> None:
     case.comm.Barrier()
 
 
+class NoMemory:
+    """numpy, as long as nothing is to be allocated."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(np, name)
+
+    def empty(self, *_: object) -> None:
+        raise MemoryError
+
+
+def check_memory(case: Case) -> None:
+    """Rank 0 has no memory to receive in; the others do not wait for it."""
+    if case.comm.rank == 0:
+        event_arrays.np = NoMemory()
+    case.fails(case.folder / "memory.h5", "the dataset cannot be written: rank 0: MemoryError")
+    event_arrays.np = np
+    case.succeeds(case.folder / "memory.h5")
+
+
 def check_comparison(case: Case) -> None:
     """One wrong event in the file, in the last rank's share, is noticed by all ranks."""
     path = case.folder / "damaged.h5"
@@ -272,6 +292,8 @@ def main() -> None:
         for case.round_bytes in (2**26, ROUND_BYTES):
             for bad_rank in range(comm.size if parallel else 1):
                 check_failing_rank(case, bad_rank)
+        if not parallel:
+            check_memory(case)
         check_comparison(case)
         if unwritable != "-":
             case.fails(Path(unwritable) / "scan.h5", "is not writable")

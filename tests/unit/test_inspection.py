@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from mpistream.acquisition.sector_files import sector_file_name
 from mpistream.control.coordination import Coordination
 from mpistream.control.run_state import ScanState
 from mpistream.launch import inspection, scan_control
@@ -142,7 +143,7 @@ def test_without_a_scan_there_is_no_latest(running: Deployment) -> None:
     ("absent", "sentence"),
     [
         ("groups/0", "no rank group is registered: nothing is counted"),
-        ("producers/3", "no producer is registered for sector 3; start it: mpistream produce --sector 3"),
+        ("producers/3", "no producer is registered for sector 3; start it again: mpistream produce --sector 3"),
         ("aggregators/first", "no aggregator is registered: only scans with --direct"),
     ],
 )
@@ -231,6 +232,25 @@ def test_a_dataset_is_sent_elsewhere(running: Deployment, tmp_path: Path) -> Non
     for wrong, message in (("there.h5", "exists"), ("no/scan.h5", "does not exist")):
         with pytest.raises(StorageError, match=message):
             redirect_scan(running.registry, find_scan(running.registry, "latest"), tmp_path / wrong)
+    redirect_scan(running.registry, find_scan(running.registry, "latest"), tmp_path / "other.h5")
+    (scan,) = list_scans(running.registry)
+    assert scan.output == str(tmp_path / "other.h5")
+
+
+@pytest.mark.parametrize("moved_away", [False, True])
+def test_a_dataset_is_sent_elsewhere_though_its_source_has_made_room(
+    running: Deployment, tmp_path: Path, moved_away: bool
+) -> None:
+    sectors = tmp_path / "sectors"
+    sectors.mkdir()
+    file = sectors / sector_file_name(1, 0, 0)
+    file.touch()
+    announce(running, source=f"files:{sectors}", output=str(tmp_path / "full.h5"), overwrite=True)
+    if moved_away:
+        file.unlink()
+    else:
+        with pytest.raises(StorageError, match="is read by this command"):
+            redirect_scan(running.registry, find_scan(running.registry, "latest"), file)
     redirect_scan(running.registry, find_scan(running.registry, "latest"), tmp_path / "other.h5")
     (scan,) = list_scans(running.registry)
     assert scan.output == str(tmp_path / "other.h5")

@@ -332,3 +332,29 @@ def test_a_folder_that_cannot_be_made_is_named_with_a_remedy(tmp_path: Path) -> 
     with pytest.raises(SourceError, match="cannot spill to") as caught:
         Spill(tmp_path / "file" / "spill", 2, 10**9)
     assert "spill_directory" in caught.value.remedy
+
+
+@pytest.mark.parametrize("what", ["ftruncate", "fstat"])
+def test_a_file_that_cannot_be_used_is_closed(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Spill(tmp_path / "spill", 2, 10**9).close(remove=False)
+    files_open = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, what, refused)
+    with pytest.raises(SourceError, match="cannot spill to"):
+        Spill(tmp_path / "spill", 2, 10**9)
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == files_open
+
+
+def test_a_file_that_a_disk_does_not_let_go_of_stays(
+    spill: Spill, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = Spill(spill.path, 2, 10**9)
+    monkeypatch.setattr(Path, "unlink", refused)
+    again.close(remove=True)
+    monkeypatch.undo()
+    assert f"cannot remove {spill.path}: Read-only file system" in caplog.text
+    assert spill.path.exists()
+
+
+def refused(*_: object, **__: object) -> int:
+    raise OSError(30, "Read-only file system")

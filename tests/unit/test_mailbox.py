@@ -84,3 +84,17 @@ def test_a_signal_handler_may_put(mailbox: Mailbox[int]) -> None:
         assert mailbox.wait(timeout_seconds=5) == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_comes_too_late_goes_nowhere() -> None:
+    """Above all not into another file, which has the number by now."""
+    box: Mailbox[int] = Mailbox()
+    number = box.fileno()
+    box.close()
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+    assert other == number
+    box.put(7)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(other)
+    box.close()
+    os.close(other)

@@ -513,6 +513,34 @@ def test_files_of_scans_that_ended_meanwhile_are_removed(bench: Bench, tmp_path:
     ]
 
 
+def test_a_spill_disk_that_turns_read_only_ends_no_producer(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at the end of a scan nor at a start after one."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    rank = bench.rank(1)
+    bench.table(1, rank)
+    bench.streaming(record_of(source="sim:4x5?electrons=0&live=1000", direct=True), since=time.time())
+    bench.until(lambda: ended(bench) == [FIRST] and bench.producer._streams[FIRST].is_idle)
+    path = spill_path(tmp_path / "spill", FIRST, SECTOR)
+    assert path.exists()
+    monkeypatch.setattr(Path, "unlink", read_only)
+    for state in (ScanState.DRAINING, ScanState.ASSEMBLING, ScanState.COMMITTED):
+        bench.state(FIRST, state)
+    bench.until(lambda: not bench.producer._streams)
+    bench.end_producer()
+    bench.start_producer()
+    bench.state(FIRST, ScanState.COMMITTED)
+    bench.news.put(Stop())
+    bench.producer.serve()
+    monkeypatch.undo()
+    assert path.exists()
+    assert bench.etcd.faults == []
+
+
 def test_what_others_wrote_into_etcd_by_hand_harms_nothing(bench: Bench) -> None:
     rank = bench.rank(1)
     bench.table(1, rank)

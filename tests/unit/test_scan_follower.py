@@ -10,7 +10,7 @@ import pytest
 from mpistream.control.coordination import Coordination
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
-from mpistream.launch import scan_follower
+from mpistream.launch import scan_control, scan_follower
 from mpistream.launch.scan_follower import ScanEnd, ScanFollower
 from mpistream.model.block_set import BlockSet
 from mpistream.model.config import Config
@@ -27,7 +27,7 @@ STEP_SECONDS = 0.05
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_follower, "_TURN_SECONDS", STEP_SECONDS)
     monkeypatch.setattr(scan_follower, "_LOOK_SECONDS", STEP_SECONDS)
-    monkeypatch.setattr(scan_follower, "NOBODY_SECONDS", 0.2)
+    monkeypatch.setattr(scan_control, "NOBODY_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ class Following:
         if self.steps:
             self.steps.pop(0)()
 
-    def follow(self) -> ScanEnd:
-        follower = ScanFollower(self.registry, self.record, self._config, self.said.append, self._turn)
-        return follower.follow(lambda state, progress: self.seen.append((state, progress)))
+    def follow(self, begin: Callable[[], object] = lambda: None) -> ScanEnd:
+        self.follower = ScanFollower(self.registry, self.record, self._config, self.said.append, self._turn)
+        return self.follower.follow(lambda state, progress: self.seen.append((state, progress)), begin)
 
 
 def test_to_the_end(running: Deployment) -> None:
@@ -210,6 +210,54 @@ def test_an_interrupt_ends_the_scan(running: Deployment, etcd: Coordination) -> 
         following.follow()
     assert etcd.get(f"scans/{following.uid}/abort") == {"reason": "interrupted by the user", "keep": False}
     assert following.said == []
+
+
+@pytest.mark.parametrize("when", ["announced", "watched"])
+def test_an_interrupt_before_anything_is_followed_ends_the_scan(
+    etcd: Coordination, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no MPI job that could do it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with deployment(etcd, []) as running:
+        following = Following(running.registry)
+        if when == "watched":
+            monkeypatch.setattr(running.registry, "watch_scan", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            following.follow(begin=interrupt if when == "announced" else lambda: None)
+        assert running.registry.status(following.uid).state is ScanState.ABORTED
+        assert following.follower._news._is_closed
+
+
+def test_an_interrupt_before_the_scan_is_announced_leaves_nothing(running: Deployment, etcd: Coordination) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        ScanFollower(running.registry, scan_record(), Config(), said.append).follow(lambda *_: None, interrupt)
+    assert said == []
+    assert etcd.get_prefix("scans/") == {}
+
+
+def test_a_dataset_that_an_interrupt_comes_too_late_for_is_named(running: Deployment) -> None:
+    """It need not be where it was to go at first."""
+    following = Following(running.registry)
+
+    def commit() -> None:
+        running.registry.write_summary(following.uid, summary(dataset="/data/redirected.h5"))
+        following.become(ScanState.COMMITTED)
+
+    def interrupt() -> None:
+        following.steps = [commit]
+        raise KeyboardInterrupt
+
+    following.steps = [following.stream, following.assemble, interrupt]
+    with pytest.raises(KeyboardInterrupt):
+        following.follow()
+    assert following.said == ["the dataset was already there: /data/redirected.h5"]
 
 
 def test_while_etcd_is_away_the_scan_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -175,6 +176,64 @@ def test_an_interrupt_removes_what_was_written(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         simulate_to_files(options, tmp_path, interrupt, processes=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def third_rename_fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    before, renamed = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        renamed.append(target)
+        if len(renamed) == 3:
+            raise error
+        return before(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_a_name_that_cannot_be_given_leaves_the_old_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = changed(SMALL, electrons=10)
+    old = simulate_to_files(options, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    third_rename_fails(monkeypatch, OSError(5, "Input/output error"))
+    with pytest.raises(StorageError, match="Input/output error"):
+        simulate_to_files(changed(options, scan_number=2), tmp_path, overwrite=True)
+    monkeypatch.undo()
+    assert sorted(tmp_path.iterdir()) == before
+    assert describe_source(f"files:{tmp_path}").records == len(old) * 6
+
+
+def test_no_name_is_ever_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = changed(SMALL, electrons=10)
+    old = simulate_to_files(options, tmp_path)
+    third_rename_fails(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        simulate_to_files(changed(options, seed=9), tmp_path, overwrite=True)
+    monkeypatch.undo()
+    assert all(path.exists() for path in old)
+
+
+def test_old_files_that_cannot_be_removed_cost_no_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = changed(SMALL, electrons=10)
+    old = simulate_to_files(options, tmp_path)
+    monkeypatch.setattr(Path, "unlink", refusing(old))
+    with pytest.raises(StorageError, match="old ones cannot be removed: Operation not permitted") as caught:
+        simulate_to_files(changed(options, scan_number=2), tmp_path, overwrite=True)
+    monkeypatch.undo()
+    assert caught.value.remedy
+    for path in old:
+        path.unlink()
+    assert describe_source(f"files:{tmp_path}").scan_number == 2
+
+
+def refusing(paths: list[Path]) -> Callable[..., None]:
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self in paths:
+            raise OSError(1, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    return refuse
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Tracing:
     """A scan that streams, in a deployment of one job."""
 
     def __init__(self, running: Deployment, folder: Path) -> None:
+        self.running = running
         self.registry = running.registry
         self.folder = folder
         self.record: ScanRecord = scan_record(journals=str(folder))
@@ -110,6 +111,11 @@ def test_a_frame_on_its_way(tracing: Tracing) -> None:
     assert (found.destination.rank, found.destination.job, found.destination.pid) == (to.rank, "job", to.pid)
     assert (found.counted_by, found.journals, found.rows) == ((), (), ())
     assert {sector: said["owed"] for sector, said in found.senders.items()} == {0: 3, 3: 3}
+
+
+def test_a_table_whose_job_is_gone_leads_nowhere(tracing: Tracing) -> None:
+    tracing.running.end("groups/0")
+    assert tracing.trace(21).destination is None
 
 
 def test_a_frame_in_a_journal(tracing: Tracing) -> None:
