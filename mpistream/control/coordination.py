@@ -26,7 +26,8 @@ class Coordination(EtcdClient):
     def take_role(self, key: str, value: Any, lease_seconds: int, on_lost: Callable[[], None]) -> "Registration | None":
         """As ``register``, without waiting: None where another process has the key.
 
-        ``on_lost`` is called, from a thread of its own, should the lease run out and another process take the key.
+        ``on_lost`` is called once, from a thread of its own, should the lease run out, whether another process takes
+        the key or not. The registration is then over.
         """
         registration = Registration(self, key, value, lease_seconds, on_lost)
         return registration if registration.take(wait=False) else None

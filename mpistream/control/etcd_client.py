@@ -7,6 +7,7 @@ import json
 import logging
 import queue
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,7 +18,7 @@ import etcd3.etcdrpc as etcdrpc
 import grpc
 from etcd3.utils import increment_last_byte
 
-from mpistream.model.errors import CoordinationError, EtcdUnreachable
+from mpistream.model.errors import CoordinationError, EtcdRefuses, EtcdUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,19 @@ _GRPC_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),  # otherwise two minutes after a long outage
 ]
 
+#: A member that is cut off from the others then ends the watch, which it would otherwise keep open and silent.
+_MEMBER_HAS_LEADER = (("hasleader", "true"),)
+
+#: The connection is lost, or the answer did not come in time. INTERNAL and UNKNOWN are gRPC's own words for the former,
+#: unless etcd says more.
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+_AWAY_IN_SILENCE = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+#: etcd will never do this.
+_WRONG = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
+_TOO_LARGE = ("request is too large", "message larger than max")
+_NO_SPACE = "database space exceeded"
+_NO_ENTRY = ("permission denied", "user name is empty", "invalid auth token")
+
 #: Instead of a value: no such key.
 ABSENT = object()
 
@@ -40,39 +54,66 @@ Change = tuple[str, Any]
 
 
 class EtcdClient:
-    """A connection to etcd; all keys lie under ``prefix``. Every call ends within ``timeout_seconds``."""
+    """A connection to etcd; all keys lie under ``prefix``. Every call ends within ``timeout_seconds``.
+
+    Of several endpoints the first that can be reached is asked, and kept until it fails.
+    """
 
     def __init__(self, endpoints: list[str], prefix: str, timeout_seconds: float) -> None:
         self.endpoints = endpoints
         self.prefix = prefix
         self.timeout_seconds = timeout_seconds
+        #: gRPC takes no names where it is given several addresses
+        self._addresses = {endpoint: _numeric(endpoint) for endpoint in endpoints} if len(endpoints) > 1 else {}
+        self._lock = threading.Lock()  # over which endpoint is the first
         self._client = self._connect()
 
     def _connect(self) -> "etcd3.Etcd3Client":
         host, _, port = self.endpoints[0].rpartition(":")
         if len(self.endpoints) > 1:
-            # gRPC's own notation for several addresses, which takes no names; etcd3 appends the last port.
-            host, _, port = f"ipv4:{','.join(map(_numeric, self.endpoints))}".rpartition(":")
+            # gRPC's own notation for several addresses; etcd3 appends the last port.
+            addresses = ",".join(self._addresses[endpoint] for endpoint in self.endpoints)
+            host, _, port = f"ipv4:{addresses}".rpartition(":")
         return etcd3.client(host=host, port=int(port), timeout=self.timeout_seconds, grpc_options=_GRPC_OPTIONS)
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
+        """Raises EtcdUnreachable for what may succeed later, CoordinationError for what never will."""
+        client = self._client
         try:
             yield
-        except (grpc.RpcError, etcd3.exceptions.Etcd3Exception, ValueError) as error:
-            detail = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
-            raise EtcdUnreachable(
-                f"no etcd reachable at {', '.join(self.endpoints)} ({detail or type(error).__name__})",
-                "start etcd there, or set [etcd] endpoints in the configuration file to where it runs",
-            ) from error
+        except (grpc.RpcError, etcd3.exceptions.Etcd3Exception) as error:
+            code, words = _answer(error)
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED or (code in _AWAY and words.startswith("etcdserver")):
+                self._leave(client)
+            raise _translation(code, words or str(error) or type(error).__name__, self._places) from error
+        except ValueError as error:
+            if "channel" not in str(error).lower():
+                raise
+            raise _away(str(error), self._places) from error  # ``close``, or ``_leave`` for another thread's call
+
+    @property
+    def _places(self) -> str:
+        return ", ".join(sorted(self.endpoints))
+
+    def _leave(self, client: "etcd3.Etcd3Client") -> None:
+        """Goes on with the next endpoint: gRPC itself stays with a member that it is connected to, though that one be
+        cut off from the others.
+        """
+        with self._lock:
+            if client is not self._client or len(self.endpoints) == 1:
+                return
+            self.endpoints = _next_first(self.endpoints)
+            self._client = self._connect()
+        client.close()
 
     def check(self) -> str:
         """The server's version. Raises CoordinationError when none answers."""
-        with self.translated():
+        with self._translated():
             return str(self._client.status().version)
 
     def get(self, key: str) -> Any | None:
-        with self.translated():
+        with self._translated():
             value, _ = self._client.get(self.prefix + key)
         return None if value is None else _load(key, value)
 
@@ -81,25 +122,25 @@ class EtcdClient:
         return self.snapshot(key)[0]
 
     def snapshot(self, key: str) -> tuple[dict[str, Any], int]:
-        with self.translated():
+        with self._translated():
             response = self._client.get_prefix_response(self.prefix + key)
         start = len(self.prefix + key)
         values = {kv.key.decode(errors="replace")[start:]: _load_or_none(kv.key, kv.value) for kv in response.kvs}
         return {name: value for name, value in values.items() if value is not None}, response.header.revision
 
     def put(self, key: str, value: Any, lease: "etcd3.Lease | None" = None) -> None:
-        with self.translated():
+        with self._translated():
             self._client.put(self.prefix + key, as_text(value), lease=lease)
 
     def create(self, key: str, value: Any) -> bool:
         """Writes an immutable fact; False, and nothing written, if the key exists."""
-        with self.translated():
+        with self._translated():
             return bool(self._client.put_if_not_exists(self.prefix + key, as_text(value)))
 
     def create_all(self, values: Mapping[str, Any]) -> bool:
         """As ``create`` for several keys at once: all are written, or, where one exists, none."""
         conditions = self._client.transactions
-        with self.translated():
+        with self._translated():
             absent = [conditions.version(self.prefix + key) == 0 for key in values]
             writes = [conditions.put(self.prefix + key, as_text(value)) for key, value in values.items()]
             return bool(self._client.transaction(compare=absent, success=writes, failure=[])[0])
@@ -107,7 +148,7 @@ class EtcdClient:
     def replace(self, key: str, expected: Any, value: Any, lease: "etcd3.Lease | None" = None) -> bool:
         """Writes ``value`` only where ``expected`` stands; False otherwise."""
         conditions = self._client.transactions
-        with self.translated():
+        with self._translated():
             unchanged = conditions.value(self.prefix + key) == as_text(expected)
             write = conditions.put(self.prefix + key, as_text(value), lease)
             return bool(self._client.transaction(compare=[unchanged], success=[write], failure=[])[0])
@@ -115,7 +156,7 @@ class EtcdClient:
     def write_while(self, guard: str, guarding: Any, key: str, value: Any, expected: Any = ABSENT) -> bool:
         """Writes only while ``guarding`` stands at ``guard``, and ``expected`` (ABSENT: nothing) at ``key``."""
         conditions = self._client.transactions
-        with self.translated():
+        with self._translated():
             unchanged = (
                 conditions.version(self.prefix + key) == 0
                 if expected is ABSENT
@@ -126,17 +167,17 @@ class EtcdClient:
             return bool(self._client.transaction(compare=[guarded, unchanged], success=[write], failure=[])[0])
 
     def delete(self, key: str) -> None:
-        with self.translated():
+        with self._translated():
             self._client.delete(self.prefix + key)
 
     def delete_prefix(self, key: str) -> None:
-        with self.translated():
+        with self._translated():
             self._client.delete_prefix(self.prefix + key)
 
     def delete_if(self, key: str, expected: Any) -> bool:
         """Deletes a key only while ``expected`` stands there."""
         conditions = self._client.transactions
-        with self.translated():
+        with self._translated():
             unchanged = conditions.value(self.prefix + key) == as_text(expected)
             done = self._client.transaction(
                 compare=[unchanged], success=[conditions.delete(self.prefix + key)], failure=[]
@@ -144,26 +185,41 @@ class EtcdClient:
             return bool(done[0])
 
     def grant_lease(self, seconds: int) -> "etcd3.Lease":
-        with self.translated():
+        with self._translated():
             return self._client.lease(seconds)
+
+    def refresh_lease(self, lease: "etcd3.Lease") -> bool:
+        """False where it has run out."""
+        with self._translated():
+            return any(answer.TTL > 0 for answer in self._client.refresh_lease(lease.id))
+
+    def revoke_lease(self, lease: "etcd3.Lease") -> None:
+        with self._translated():
+            self._client.revoke_lease(lease.id)
 
     def create_leased(self, key: str, value: Any, lease: "etcd3.Lease") -> bool:
         """As ``create``, for as long as the lease lives."""
-        with self.translated():
+        with self._translated():
             return bool(self._client.put_if_not_exists(self.prefix + key, as_text(value), lease=lease))
 
     def open_watch_stream(self, key: str, start_revision: int) -> "WatchStream":
+        """It ends where the member that it goes to is cut off from the others."""
         full = (self.prefix + key).encode()
         request = etcdrpc.WatchRequest(
             create_request=etcdrpc.WatchCreateRequest(
                 key=full, range_end=increment_last_byte(full), start_revision=start_revision
             )
         )
-        return WatchStream(etcdrpc.WatchStub(self._client.channel), request, len(full))
+        with self._translated():
+            return WatchStream(etcdrpc.WatchStub(self._client.channel), request, len(full))
 
-    def sibling(self) -> Self:
-        """Another connection to the same etcd: a broken one is closed without disturbing the others."""
-        return type(self)(self.endpoints, self.prefix, self.timeout_seconds)
+    def sibling(self, elsewhere: bool = False) -> Self:
+        """Another connection to the same etcd: a broken one is closed without disturbing the others.
+
+        ``elsewhere``: to the next of several endpoints.
+        """
+        endpoints = _next_first(self.endpoints) if elsewhere else self.endpoints
+        return type(self)(endpoints, self.prefix, self.timeout_seconds)
 
     def close(self) -> None:
         self._client.close()
@@ -184,6 +240,49 @@ def _numeric(endpoint: str) -> str:
         return f"{socket.gethostbyname(host)}:{port}"
     except OSError as error:
         raise CoordinationError(f"{host} in [etcd] endpoints has no address: {error}", "correct the name") from error
+
+
+def _next_first(endpoints: list[str]) -> list[str]:
+    return [*endpoints[1:], endpoints[0]]
+
+
+def _answer(error: BaseException) -> tuple[grpc.StatusCode | None, str]:
+    """What gRPC, or etcd itself, says: etcd3's own exceptions keep no more than the kind of it."""
+    cause = error if isinstance(error, grpc.RpcError) else error.__context__
+    if not isinstance(cause, grpc.Call):
+        return None, ""
+    code, words = cause.code(), cause.details() or ""
+    if code in _AWAY and cause is not error and not words.startswith("etcdserver"):
+        words = ""  # gRPC's about its inner workings
+    return code, words
+
+
+def _translation(code: grpc.StatusCode | None, words: str, places: str) -> CoordinationError:
+    if code in _AWAY or (code in _AWAY_IN_SILENCE and not words.startswith("etcdserver")):
+        return _away(words, places)
+    if any(text in words for text in _TOO_LARGE):
+        return CoordinationError(
+            f"etcd at {places} does not take this: {words}", "start etcd with larger --max-request-bytes"
+        )
+    message = f"etcd at {places} refuses to do this: {words}"
+    if _NO_SPACE in words:
+        return EtcdRefuses(
+            message,
+            "make room: etcdctl compact REVISION, etcdctl defrag, then etcdctl alarm disarm; "
+            "start etcd with larger --quota-backend-bytes",
+        )
+    if any(text in words for text in _NO_ENTRY) or code is grpc.StatusCode.UNAUTHENTICATED:
+        return EtcdRefuses(message, "mpistream has no name and password for etcd: etcdctl auth disable")
+    if code in _WRONG:
+        return CoordinationError(message, "this version of mpistream and this etcd do not fit: see their logs")
+    return EtcdRefuses(message, "the log of etcd may say more")
+
+
+def _away(words: str, places: str) -> EtcdUnreachable:
+    remedy = "start etcd there, or set [etcd] endpoints in the configuration file to where it runs"
+    if words.startswith("etcdserver"):
+        remedy = "most of etcd's members must run and reach each other: etcdctl endpoint status"
+    return EtcdUnreachable(f"no etcd reachable at {places} ({words})", remedy)
 
 
 def as_text(value: Any) -> str:
@@ -213,12 +312,12 @@ class WatchStream:
         self._prefix_length = prefix_length
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._requests.put(request)
-        self._responses = stub.Watch(iter(self._requests.get, None))
+        self._responses = stub.Watch(iter(self._requests.get, None), metadata=_MEMBER_HAS_LEADER)
 
     def __iter__(self) -> Iterator[Change]:
         """Raises grpc.RpcError when the connection is lost; ends after ``close``."""
         for response in self._responses:
-            if response.compact_revision or (response.canceled and not response.created):
+            if response.compact_revision or response.canceled:
                 return
             for event in response.events:
                 key = event.kv.key.decode(errors="replace")[self._prefix_length :]

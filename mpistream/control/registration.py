@@ -11,6 +11,7 @@ from typing import Any
 from mpistream.control.etcd_client import EtcdClient, as_text
 from mpistream.control.process_identity import is_known_dead
 from mpistream.model.errors import CoordinationError, EtcdUnreachable
+from mpistream.model.vital_thread import vital_thread
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Registration:
         self._closed = threading.Event()
         self._lock = threading.Lock()  # over the value: what is written last is what was given last
         self._is_written = True
-        self._thread = threading.Thread(target=self._keep_alive, name=f"lease {key}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"lease {key}", daemon=True)
 
     @property
     def value(self) -> Any:
@@ -66,10 +67,9 @@ class Registration:
             if self._is_mine(other):
                 # an earlier attempt was carried out, though its answer never came; or this process's own last lease
                 with self._lock:
-                    self._client.put(self._key, self._value, self._lease)
-                return True
-            if isinstance(other, dict) and is_known_dead(str(other.get("process", ""))):
-                self._client.delete_if(self._key, other)
+                    if self._client.replace(self._key, other, self._value, self._lease):
+                        return True
+            elif self._is_of_the_dead(other) and self._client.delete_if(self._key, other):
                 continue
             if not wait:
                 return False
@@ -81,9 +81,12 @@ class Registration:
                     f"{self._key} is already there, served by {who}", "end that process first, or take another name"
                 )
             self._closed.wait(0.2)
-            with self._client.translated():
-                self._lease.refresh()
+            self._client.refresh_lease(self._lease)
         return True
+
+    @staticmethod
+    def _is_of_the_dead(other: Any) -> bool:
+        return isinstance(other, dict) and is_known_dead(str(other.get("process", "")))
 
     def _is_mine(self, other: Any) -> bool:
         if isinstance(other, dict) and isinstance(self._value, dict) and "process" in self._value:
@@ -105,12 +108,15 @@ class Registration:
             if there is not None and self._is_mine(there):
                 self._is_written = self._client.replace(self._key, there, self._value, self._lease)
 
+    def _run(self) -> None:
+        with vital_thread(self._closed):
+            self._keep_alive()
+
     def _keep_alive(self) -> None:
         registered = True
         while not self._closed.wait(self._lease_seconds / 3):
             try:
-                with self._client.translated():
-                    alive = any(answer.TTL > 0 for answer in self._lease.refresh())
+                alive = self._client.refresh_lease(self._lease)
                 if not alive and self._on_lost is not None:
                     self._lost()  # another process may have had the key meanwhile
                     return
@@ -143,8 +149,7 @@ class Registration:
 
     def _withdraw(self) -> None:
         try:
-            with self._client.translated():
-                self._lease.revoke()
+            self._client.revoke_lease(self._lease)
         except CoordinationError as error:
             _log.warning("could not withdraw %s: %s", self._key, error.message)
         self._client.close()

@@ -9,6 +9,7 @@ import grpc
 
 from mpistream.control.etcd_client import Change, EtcdClient, WatchStream
 from mpistream.model.errors import CoordinationError
+from mpistream.model.vital_thread import vital_thread
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,11 @@ class Watch:
         self._known: dict[str, Any] = {}
         self._closed = threading.Event()
         self._stream: WatchStream | None = None
-        self._revision = self._list()
+        try:
+            self._revision = self._list()
+        except BaseException:
+            self._client.close()
+            raise
         self._thread = threading.Thread(target=self._run, name=f"watch {key}", daemon=True)
         self._thread.start()
 
@@ -52,9 +57,14 @@ class Watch:
             _log.exception("ignored a change of %s%s in etcd: %r", self._key, key, value)
 
     def _run(self) -> None:
+        with vital_thread(self._closed):
+            self._follow()
+
+    def _follow(self) -> None:
         pause_seconds = 0.1
         listed = True
         while not self._closed.is_set():
+            elsewhere = False
             try:
                 if not listed:
                     self._revision = self._list()
@@ -65,21 +75,23 @@ class Watch:
                     return
                 for key, value in self._stream:
                     self._report(key, value)
-            except (grpc.RpcError, CoordinationError, ValueError) as error:
+            except (grpc.RpcError, CoordinationError) as error:
                 if not self._closed.is_set():
                     _log.warning("lost the watch on %s, trying again: %s", self._key, _first_line(error))
+                # after any other call that failed the client has chosen by itself
+                elsewhere = isinstance(error, grpc.RpcError)
             listed = False
             if self._stream is not None:
                 self._stream.close()
             if self._closed.wait(pause_seconds):
                 return
             pause_seconds = min(2 * pause_seconds, self._LONGEST_PAUSE_SECONDS)
-            self._reconnect()
+            self._reconnect(elsewhere)
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, elsewhere: bool) -> None:
         self._client.close()
         try:
-            self._client = self._client.sibling()
+            self._client = self._client.sibling(elsewhere)
         except CoordinationError as error:
             _log.warning("cannot connect to etcd: %s", error.message)  # the next listing fails, and leads here again
 

@@ -45,7 +45,11 @@ class CoordinationError(MpistreamError):
 
 
 class EtcdUnreachable(CoordinationError):
-    """etcd does not answer; it may do so later."""
+    """etcd does not do what it is asked, but may do so later: most often it does not answer."""
+
+
+class EtcdRefuses(EtcdUnreachable):
+    """etcd answers, but cannot do this for now: it is out of space, for instance."""
 
 
 class ProtocolError(MpistreamError):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from mpistream.model.errors import CoordinationError, EtcdUnreachable
+from mpistream.model.vital_thread import vital_thread
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class Courier:
         self._status = status
 
     def _run(self) -> None:
+        with vital_thread(self._closed):
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             try:
                 action = self._actions.get(timeout=_STATUS_SECONDS)
@@ -76,6 +81,8 @@ class Courier:
             status()
         except CoordinationError as error:
             _log.debug("no status: %s", error.message)
+        except Exception as error:
+            _log.exception("no status: %r", error)  # what is to be done matters more
 
     def close(self, timeout_seconds: float) -> None:
         """Does what is left, each thing once."""

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import etcd3.etcdrpc as etcdrpc
+import grpc
 import pytest
 
 from mpistream.control.coordination import Change, Coordination, Registration
+from mpistream.control.etcd_client import WatchStream
 from mpistream.control.process_identity import this_process
-from mpistream.model.errors import CoordinationError, EtcdUnreachable
+from mpistream.model.errors import CoordinationError, EtcdRefuses, EtcdUnreachable
 from tests.etcd_server import EtcdServer
+from tests.unit.etcd_members import EtcdMembers
 from tests.unit.picture import Picture, until
 
 LEASE_SECONDS = 2
@@ -156,6 +160,201 @@ def answers(coordination: Coordination) -> bool:
         return False
 
 
+# an etcd that answers, and refuses
+
+
+class Refusal(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+    """As gRPC raises it."""
+
+    def __init__(self, code: grpc.StatusCode, words: str) -> None:
+        self._code, self._words = code, words
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._words
+
+
+Code = grpc.StatusCode
+REFUSED, AWAY, WRONG = EtcdRefuses, EtcdUnreachable, CoordinationError
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind", "remedy"),
+    [
+        (Code.UNAVAILABLE, "etcdserver: no leader", AWAY, "most of etcd's members"),
+        (Code.UNAVAILABLE, "etcdserver: request timed out", AWAY, "most of etcd's members"),
+        (Code.UNAVAILABLE, "failed to connect to all addresses", AWAY, "start etcd there"),
+        (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", AWAY, "start etcd there"),
+        (Code.CANCELLED, "Channel closed!", AWAY, "start etcd there"),
+        (Code.UNKNOWN, "Stream removed", AWAY, "start etcd there"),
+        (Code.INTERNAL, "Received RST_STREAM with error code 2", AWAY, "start etcd there"),
+        (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", REFUSED, "etcdctl alarm disarm"),
+        (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests", REFUSED, "log of etcd"),
+        (Code.PERMISSION_DENIED, "etcdserver: permission denied", REFUSED, "etcdctl auth disable"),
+        (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", REFUSED, "etcdctl auth disable"),
+        (Code.NOT_FOUND, "etcdserver: requested lease not found", REFUSED, "log of etcd"),
+        (Code.INVALID_ARGUMENT, "etcdserver: request is too large", WRONG, "--max-request-bytes"),
+        (Code.RESOURCE_EXHAUSTED, "grpc: received message larger than max (9 vs. 8)", WRONG, "--max-request-bytes"),
+        (Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request", WRONG, "do not fit"),
+    ],
+)
+def test_what_etcd_says_decides_whether_it_is_asked_again(
+    code: grpc.StatusCode, words: str, kind: type[CoordinationError], remedy: str
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise Refusal(code, words)
+
+    with Coordination(["127.0.0.1:1"], "/test/", timeout_seconds=0.25) as etcd:
+        etcd._client.kvstub.Put = etcd._client.kvstub.Txn = fail
+        for call in (lambda: etcd.put("key", 1), lambda: etcd.create("key", 1)):
+            with pytest.raises(CoordinationError) as caught:
+                call()
+            assert type(caught.value) is kind
+            assert remedy in caught.value.remedy
+            assert "127.0.0.1:1" in caught.value.message
+            if words.startswith("etcdserver"):
+                assert words in caught.value.message
+
+
+def test_a_mistake_of_the_caller_is_no_absence_of_etcd(etcd: Coordination) -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="Circular"):
+        etcd.put("key", endless)
+
+
+def test_a_closed_connection_reaches_nothing(server: EtcdServer) -> None:
+    etcd = server.connect()
+    etcd.close()
+    with pytest.raises(EtcdUnreachable):
+        etcd.get("key")
+    with pytest.raises(EtcdUnreachable):
+        etcd.open_watch_stream("key", 1)
+
+
+@pytest.mark.parametrize("megabytes", [1.8, 8])
+def test_what_is_too_large_is_refused_for_good(etcd: Coordination, megabytes: float) -> None:
+    """The first by etcd, the second by the gRPC in front of it."""
+    with pytest.raises(CoordinationError, match=r"larger than max|too large") as caught:
+        etcd.put("key", "x" * int(megabytes * 2**20))
+    assert not isinstance(caught.value, EtcdUnreachable)
+    assert "--max-request-bytes" in caught.value.remedy
+
+
+def test_an_etcd_without_space_takes_a_write_once_it_has_some(tmp_path: Path) -> None:
+    members = EtcdMembers(tmp_path, 1, ("--quota-backend-bytes", str(2**20)))
+    with (
+        members.running(),
+        Coordination(members.endpoints, "/test/", timeout_seconds=5.0) as etcd,
+        closing(etcd.register("producers/1", mine(table=0), LEASE_SECONDS)) as registration,
+    ):
+
+        def fill() -> None:
+            for _ in range(100):
+                etcd.put("key", "x" * 2**17)
+
+        with pytest.raises(EtcdRefuses, match="database space exceeded") as caught:
+            fill()
+        assert isinstance(caught.value, EtcdUnreachable), "whoever waits for etcd waits for space"
+        assert "etcdctl alarm disarm" in caught.value.remedy
+        with pytest.raises(EtcdRefuses):
+            registration.update(mine(table=3))
+        time.sleep(1.5 * LEASE_SECONDS)
+        assert etcd.get("producers/1") == mine(table=0), "leases live on"
+        (status,) = json.loads(members.etcdctl("endpoint", "status", "--write-out=json"))
+        members.etcdctl("compact", str(status["Status"]["header"]["revision"]))
+        members.etcdctl("defrag")
+        members.etcdctl("alarm", "disarm")
+        until(lambda: etcd.get("producers/1") == mine(table=3), seconds=LEASE_SECONDS + 2)
+        etcd.put("key", 1)
+
+
+def test_an_etcd_that_wants_a_password_says_so(tmp_path: Path) -> None:
+    members = EtcdMembers(tmp_path, 1)
+    with members.running(), Coordination(members.endpoints, "/test/", timeout_seconds=5.0) as etcd:
+        members.etcdctl("user", "add", "root:root")
+        members.etcdctl("user", "grant-role", "root", "root")
+        members.etcdctl("auth", "enable")
+        for call in (lambda: etcd.get("key"), lambda: etcd.put("key", 1)):
+            with pytest.raises(EtcdRefuses, match="etcdserver") as caught:
+                call()
+            assert "etcdctl auth disable" in caught.value.remedy
+
+
+# members that are cut off from the others
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdMembers]:
+    three = EtcdMembers(tmp_path_factory.mktemp("members"), 3)
+    with three.running():
+        yield three
+
+
+@contextmanager
+def only_the_first_left(members: EtcdMembers) -> Iterator[None]:
+    """It cannot do anything alone, but keeps its connections."""
+    members.stop(1)
+    members.stop(2)
+    try:
+        yield
+    finally:
+        members.go_on(1)
+        members.go_on(2)
+
+
+def test_a_watch_on_a_member_that_is_cut_off_notices_and_misses_nothing(
+    members: EtcdMembers, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = f"/{uuid4()}/"
+    with (
+        Coordination(members.endpoints, prefix, timeout_seconds=1.0) as etcd,
+        Coordination(members.endpoints[1:], prefix, timeout_seconds=5.0) as others,
+    ):
+        until(lambda: answers(others))
+        others.put("scans/1", "before")
+        picture = Picture()
+        with closing(etcd.watch("scans/", picture)):
+            until(lambda: picture.values == {"1": "before"})
+            with only_the_first_left(members):
+                until(lambda: "lost the watch on scans/" in caplog.text, seconds=15)
+            until(lambda: answers(others), seconds=15)
+            until(lambda: writes(others, "scans/2", "after"), seconds=15)
+            until(lambda: picture.values == {"1": "before", "2": "after"}, seconds=20)
+
+
+def writes(etcd: Coordination, key: str, value: object) -> bool:
+    try:
+        etcd.put(key, value)
+    except EtcdUnreachable:
+        return False
+    return True
+
+
+def test_everything_moves_from_a_member_that_is_cut_off_to_the_next_endpoint(
+    members: EtcdMembers, server: EtcdServer
+) -> None:
+    """The test's other etcd stands for the members that still have one another."""
+    prefix = f"/{uuid4()}/"
+    with (
+        Coordination([members.endpoints[0], server.endpoint], prefix, timeout_seconds=1.0) as etcd,
+        server.connect(prefix) as elsewhere,
+    ):
+        until(lambda: writes(etcd, "scans/1", "here"))
+        assert elsewhere.get("scans/1") is None
+        elsewhere.put("scans/2", "there")
+        picture = Picture()
+        with closing(etcd.watch("scans/", picture)), closing(etcd.register("producers/1", mine(), LEASE_SECONDS)):
+            assert picture.values == {"1": "here"}
+            with only_the_first_left(members):
+                until(lambda: picture.values == {"2": "there"}, seconds=20)
+                until(lambda: writes(etcd, "scans/3", "there"), seconds=10)
+                assert elsewhere.get("scans/3") == "there"
+                until(lambda: elsewhere.get("producers/1") == mine(), seconds=10)
+
+
 # leases
 
 
@@ -269,6 +468,25 @@ def test_a_process_whose_key_another_one_has_taken_ends(
     assert killed == [(os.getpid(), signal.SIGTERM)]
     registration.close()
     assert etcd.get("producers/1") == {"pid": 8, "host": "edge"}
+
+
+def test_a_key_that_another_process_takes_meanwhile_is_not_overwritten(
+    server: EtcdServer, etcd: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own old key runs out, and another process has it, just after it was seen."""
+    other = {"pid": 8, "host": "edge", "process": "another machine's"}
+    etcd.put("producers/1", mine())
+    get = Coordination.get
+
+    def see_the_old_one(client: Coordination, key: str) -> Any:
+        seen = get(client, key)
+        etcd.put(key, other)
+        return seen
+
+    monkeypatch.setattr(Coordination, "get", see_the_old_one)
+    assert etcd.take_role("producers/1", mine(), LEASE_SECONDS, on_lost=list) is None
+    monkeypatch.undo()
+    assert etcd.get("producers/1") == other
 
 
 # guarded writes
@@ -586,6 +804,72 @@ def test_a_watch_may_be_closed_as_soon_as_it_is_opened(etcd: Coordination) -> No
         started = time.monotonic()
         watch.close()
         assert time.monotonic() - started < 2
+
+
+def test_a_watch_that_etcd_refuses_from_the_start_is_over() -> None:
+    class Stub:
+        def Watch(self, *arguments: object, **more: object) -> Iterator[etcdrpc.WatchResponse]:
+            yield etcdrpc.WatchResponse(created=True, canceled=True, cancel_reason="etcdserver: permission denied")
+            pytest.fail("nothing more ever comes")
+
+    assert list(WatchStream(Stub(), etcdrpc.WatchRequest(), 0)) == []
+
+
+def test_a_watch_that_cannot_list_leaves_no_connection(etcd: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Coordination] = []
+    closed: list[Coordination] = []
+    sibling, close = Coordination.sibling, Coordination.close
+
+    def open_one(client: Coordination, *arguments: Any) -> Coordination:
+        opened.append(sibling(client, *arguments))
+        return opened[-1]
+
+    def close_one(client: Coordination) -> None:
+        closed.append(client)
+        close(client)
+
+    def fail(client: Coordination, key: str) -> None:
+        raise EtcdUnreachable("no etcd reachable")
+
+    monkeypatch.setattr(Coordination, "sibling", open_one)
+    monkeypatch.setattr(Coordination, "close", close_one)
+    monkeypatch.setattr(Coordination, "snapshot", fail)
+    with pytest.raises(EtcdUnreachable):
+        etcd.watch("scans/", print)
+    assert len(opened) == 1
+    assert closed == opened
+
+
+BREAKS = """
+import sys, threading, time
+from mpistream.control.coordination import Coordination
+def break_down(*arguments):
+    if threading.current_thread() is not threading.main_thread():
+        raise KeyError("a mistake")
+with Coordination([sys.argv[1]], sys.argv[2], 5.0) as etcd:
+    if sys.argv[3] == "watch":
+        Coordination.open_watch_stream = break_down
+        etcd.watch("scans/", print)
+    else:
+        etcd.register("producers/1", {"pid": 7}, 1)
+        Coordination.refresh_lease = break_down
+    time.sleep(20)
+print("it went on without the thread")
+"""
+
+
+@pytest.mark.parametrize(("what", "thread"), [("watch", "watch scans/"), ("registration", "lease producers/1")])
+def test_a_process_ends_when_such_a_thread_meets_what_it_did_not_expect(
+    server: EtcdServer, etcd: Coordination, what: str, thread: str
+) -> None:
+    command = [sys.executable, "-c", BREAKS, server.endpoint, etcd.prefix, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" in done.stderr
+    assert (
+        f"mpistream: error: this process ends, since its thread '{thread}' failed: KeyError('a mistake')" in done.stderr
+    )
 
 
 def test_a_watch_sees_a_registration_end(etcd: Coordination) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpistream.model.errors import CoordinationError, EtcdUnreachable
+from mpistream.model.errors import CoordinationError, EtcdRefuses, EtcdUnreachable
 from mpistream.pipeline import courier as courier_module
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.stop_detector import StopDetector
@@ -44,7 +44,7 @@ def failing(times: int, error: Exception, done: list[str], name: str) -> Callabl
 def test_actions_are_done_in_order_and_repeated_while_etcd_is_away(courier: Courier) -> None:
     done: list[str] = []
     courier.do(failing(3, EtcdUnreachable("away"), done, "first"))
-    courier.do(failing(0, EtcdUnreachable("away"), done, "second"))
+    courier.do(failing(3, EtcdRefuses("no space"), done, "second"))
     until(lambda: len(done) == 2)
     assert done == ["first", "second"]
 
@@ -67,6 +67,36 @@ def test_of_several_statuses_the_latest_is_written(courier: Courier) -> None:
     courier.say(failing(1, EtcdUnreachable("away"), done, "not written again"))
     time.sleep(0.3)
     assert done[-1] == "199"
+
+
+def test_a_status_that_cannot_be_made_stops_nothing(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+    courier.say(failing(1, KeyError("a mistake"), done, "status"))
+    until(lambda: "no status: KeyError('a mistake')" in caplog.text)
+    courier.do(failing(0, KeyError(), done, "end"))
+    until(lambda: done == ["end"])
+    courier.say(failing(0, KeyError(), done, "status"))
+    until(lambda: done == ["end", "status"])
+
+
+BREAKS = """
+import time
+from mpistream.pipeline.courier import Courier
+class Broken(Courier):
+    def _persist(self, action):
+        raise KeyError("a mistake")
+with Broken() as courier:
+    courier.do(print)
+    time.sleep(20)
+print("it went on without the thread")
+"""
+
+
+def test_a_process_does_not_go_on_without_its_courier() -> None:
+    done = subprocess.run([sys.executable, "-c", BREAKS], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" in done.stderr
+    assert "this process ends, since its thread 'courier' failed: KeyError('a mistake')" in done.stderr
 
 
 def test_closing_does_what_is_left_once() -> None:
