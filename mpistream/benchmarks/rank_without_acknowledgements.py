@@ -14,7 +14,6 @@ from pathlib import Path
 from mpistream.model.config import Config
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline import receiver
 from mpistream.pipeline.rank_scan import RankScan
 
@@ -35,9 +34,9 @@ class AcknowledgedOrNot(RankScan):
     """Prepares a scan of the one kind or of the other."""
 
     @classmethod
-    def prepare(cls, record: ScanRecord, detectors: VirtualDetectors, rank: int, incarnation: int) -> RankScan:
+    def prepare(cls, record: ScanRecord, rank: int, incarnation: int) -> RankScan:
         kind = RankScan if is_acknowledged(record) else UnacknowledgedScan
-        return kind.prepare(record, detectors, rank, incarnation)
+        return kind.prepare(record, rank, incarnation)
 
 
 class BenchmarkReceiver(receiver.RankReceiver):

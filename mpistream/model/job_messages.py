@@ -1,13 +1,23 @@
-"""What the ranks of one MPI job tell each other while no MPI call is outstanding: one JSON part, one binary part."""
+"""What the ranks of one MPI job tell each other while no MPI call is outstanding.
+
+A message has three parts: its number on the way from its sender to its receiver, JSON, binary data.
+"""
 
 import json
+import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mpistream.model.errors import ProtocolError
+from mpistream.model.errors import MpistreamError, ProtocolError
 
-VERSION = 3
+VERSION = 4
+
+_NUMBER = struct.Struct("<Q")
+
+
+class LostMessageError(MpistreamError):
+    """Not every message between two ranks has come, or not in order."""
 
 
 class JobMessageKind(StrEnum):
@@ -45,7 +55,40 @@ class JobMessage:
             text, binary = parts
             value = json.loads(text)
             if value["version"] != VERSION:
-                raise ProtocolError(f"a job message of version {value['version']}; this rank speaks {VERSION}")
+                raise ProtocolError(
+                    f"a job message of version {value['version']}; this rank speaks {VERSION}",
+                    "run the same mpistream release on every rank",
+                )
             return cls(JobMessageKind(value["kind"]), int(value["rank"]), value["fields"], binary)
         except (ValueError, KeyError, TypeError) as error:
             raise ProtocolError(f"a malformed job message: {error}") from error
+
+
+class Numbered:
+    """The numbers of all messages between this rank and another one, in both directions: 1, 2, 3, ...
+
+    None is ever sent again, and the state of a scan is the sum of them all. So a job in which one is lost cannot go on:
+    it ends, and another one goes on from its journals.
+    """
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._told = self._heard = 0
+
+    def pack(self, message: list[bytes]) -> list[bytes]:
+        """A packed JobMessage with its number: to be sent, and to nobody else."""
+        self._told += 1
+        return [_NUMBER.pack(self._told), *message]
+
+    def unpack(self, parts: list[bytes]) -> JobMessage:
+        """Raises LostMessageError where it is not the one after the message before it, and ProtocolError."""
+        if not parts or len(parts[0]) != _NUMBER.size:
+            raise ProtocolError("a job message without a number")
+        (number,) = _NUMBER.unpack(parts[0])
+        if number != self._heard + 1:
+            raise LostMessageError(
+                f"messages of {self._peer} are not in order: {number} came after {self._heard}; ending the MPI job",
+                "look at the network between its node and this one: a connection broke; what is journaled is kept",
+            )
+        self._heard = number
+        return JobMessage.unpack(parts[1:])

@@ -23,8 +23,9 @@ from mpistream.model.routing_table import RankEndpoints
 from mpistream.model.scan import ScanSummary
 from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
+from mpistream.pipeline.orders import CountedScan, Order, StopOrder
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
-from mpistream.pipeline.receiver import CountedScan, Order, RankReceiver, StopOrder
+from mpistream.pipeline.receiver import RankReceiver
 from mpistream.pipeline.watchdog import StalledError, Watchdog
 from mpistream.reduction.rank_map import map_ranks
 from mpistream.transport.mailbox import Mailbox
@@ -143,7 +144,7 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
             registration = registry.register_group(GroupEntry(name, rank_map.group, groups, rank_map.host, group))
         # Every group stands in etcd before the job has a share of any scan.
         comm.Barrier()
-        receiver.start(comm.bcast(receiver.hub_endpoint))
+        receiver.start(comm.bcast(receiver.talk.hub_endpoint))
         stack.callback(receiver.stop)
         on_termination(receiver.request_stop)
         if registry and rank_map.is_leader:
@@ -160,8 +161,8 @@ def _lead(
 ) -> JobLeader:
     for rank in ranks:
         _log.info("rank %d, group %d, %s pid %d: %s", rank.rank, rank.group, rank.host, rank.pid, rank.data_endpoint)
-    receiver.wait_for_everybody(config.watchdog.stall_seconds)
-    leader = JobLeader(registry, config, job, ranks, receiver.outbox.put, abort)
-    receiver.report_to(leader.news.put)
+    receiver.talk.wait_for_everybody(config.watchdog.stall_seconds)
+    leader = JobLeader(registry, config, job, ranks, receiver.talk.outbox.put, abort)
+    receiver.talk.report_to(leader.news.put)
     leader.start()
     return leader

@@ -15,7 +15,6 @@ from mpistream.model.errors import StorageError
 from mpistream.model.fault_points import reach
 from mpistream.model.protocol import Ack, BlockHeader
 from mpistream.model.scan import Durability, ScanRecord, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
 from mpistream.reduction.scan_reduction import ScanReduction
@@ -53,9 +52,9 @@ class RankScan:
         self._journaled = BlockSet(self.record.block_range)
 
     @classmethod
-    def prepare(cls, record: ScanRecord, detectors: VirtualDetectors, rank: int, incarnation: int) -> "RankScan":
+    def prepare(cls, record: ScanRecord, rank: int, incarnation: int) -> "RankScan":
         """Loads what counting needs and begins a journal. Raises ReferenceImageError, StorageError."""
-        reduction = ScanReduction.prepare(record, detectors)
+        reduction = ScanReduction.prepare(record)
         journal = None
         if record.durability is not Durability.NONE:
             path = Path(record.journals) / f"rank-{rank}-{incarnation}.journal"

@@ -1,4 +1,4 @@
-"""A rank's receiving thread: receive -> assemble -> count -> journal, and the talk among the ranks of the job.
+"""A rank's receiving thread: receive -> assemble -> count -> journal, as the job's leader orders.
 
 It knows only ZeroMQ. The rank's main thread makes every MPI and HDF5 call, so the next scan is received while the
 last one is written, and no MPI call is outstanding while nothing happens.
@@ -8,18 +8,14 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
-
 from mpistream.control.process_identity import this_process
 from mpistream.model.config import Config
-from mpistream.model.counted_block import CountedBlock
 from mpistream.model.errors import MpistreamError, ProtocolError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import SECTORS
@@ -27,56 +23,26 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.protocol import BlockHeader, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
+from mpistream.pipeline.job_talk import JobTalk
+from mpistream.pipeline.orders import CountedScan, Order, StopOrder
 from mpistream.pipeline.rank_scan import RankScan
 from mpistream.pipeline.silence import Silence
-from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.pipeline.watchdog import Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
-from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
 
 _log = logging.getLogger(__name__)
 
-_HEARTBEAT_SECONDS = 1.0
+#: Longest wait while there is no scan: signs of life are due.
+_IDLE_SECONDS = 1.0
+#: How long blocks are counted before acknowledgements, orders and signs of life get their turn.
+_COUNT_SECONDS = 0.2
 #: Least time between two reports of a rank to the leader about a scan; also how soon it tries again what it owes.
 _REPORT_SECONDS = 0.05
 #: A process that refuses block after block says so once in a while, not every time.
 _LOG_REFUSED_EVERY = 1000
-
-
-@dataclass(frozen=True)
-class CountedScan:
-    """To the main thread: write the dataset.
-
-    blocks    what this rank has counted, where it still has it in memory, and the electrons on each pixel of that
-    journals  what is to be read from disk besides, by all ranks together: paths, and how many bytes are good
-    attempt   tells this attempt to write the dataset from all others
-    """
-
-    reduction: ScanReduction
-    ends: tuple[SectorEnd, ...]
-    blocks: list[CountedBlock]
-    diffraction_sum: npt.NDArray[np.uint32]
-    journals: tuple[tuple[Path, int], ...]
-    output: Path
-    attempt: str
-
-    @property
-    def record(self) -> ScanRecord:
-        return self.reduction.record
-
-    @property
-    def journals_folder(self) -> Path:
-        return Path(self.record.journals)
-
-
-@dataclass(frozen=True)
-class StopOrder:
-    """To the main thread: end."""
-
-
-Order = CountedScan | StopOrder
 
 
 class RankReceiver:
@@ -95,25 +61,17 @@ class RankReceiver:
         self._rank = rank
         self._incarnation = incarnation
         self._orders = orders
-        self._watchdog = watchdog
-        self._detectors = config.detectors.virtual
-        self._on_job_message: Callable[[JobMessage], None] = lambda message: None
         self._abort = abort
         self._sockets = Sockets()
         self._inlet = self._sockets.data_inlet(config.network.host)
         self._answers = self._sockets.answer_inlet(config.network.host)
-        self._hub = self._sockets.job_hub(config.network.host) if rank == 0 else None
-        self._present: set[int] = set()
-        self._size = size
-        self._everybody_is_here = threading.Event()
-        #: what other threads want told: the leader's to all ranks, on another rank to the leader
-        self.outbox: Mailbox[JobMessage] = Mailbox()
-        self._sockets.wait_for(self.outbox)
+        self.talk = JobTalk(self._sockets, config.network.host, rank, size, watchdog)
         self._scans: dict[UUID, RankScan] = {}
+        #: to be counted, in this order
+        self._assembled: deque[tuple[RankScan, AssembledBlock]] = deque()
         self._silence = Silence(time.monotonic())
         self._reported = 0.0
         self._blocks_refused = 0
-        self._last_heartbeat = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
 
@@ -130,49 +88,41 @@ class RankReceiver:
             process=this_process(),
         )
 
-    @property
-    def hub_endpoint(self) -> str:
-        return self._hub.endpoint if self._hub else ""
-
     def start(self, hub_endpoint: str) -> None:
         """From now on this rank receives and talks."""
-        self._spoke = self._sockets.job_spoke(hub_endpoint, self._rank)
+        self.talk.join(hub_endpoint)
         self._thread.start()
-
-    def report_to(self, on_job_message: Callable[[JobMessage], None]) -> None:
-        """Rank 0: from now on the ranks' news go to the leader; until then there are only heartbeats."""
-        self._on_job_message = on_job_message
-
-    def wait_for_everybody(self, patience_seconds: float) -> None:
-        """Rank 0: until every rank has spoken, so that every order reaches all. Raises StalledError."""
-        if not self._everybody_is_here.wait(patience_seconds):
-            raise StalledError(
-                f"only {len(self._present)} of {self._size} ranks can reach rank 0 at {self.hub_endpoint}",
-                "[network] host must be an address that the other nodes reach",
-            )
 
     def request_stop(self) -> None:
         """Asks the leader to end the whole job; from any thread or signal handler."""
-        self.outbox.put(JobMessage(JobMessageKind.STOP, self._rank))
+        self.talk.outbox.put(JobMessage(JobMessageKind.STOP, self._rank))
 
     def stop(self) -> None:
         self._stopping = True
-        self.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank))  # ends the wait
+        self.talk.outbox.put(JobMessage(JobMessageKind.HEARTBEAT, self._rank))  # ends the wait
         self._thread.join(timeout=5)
         self._sockets.close()
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._sockets.wait(_REPORT_SECONDS if self._scans else _HEARTBEAT_SECONDS)
+                self._sockets.wait(self._longest_wait)
                 self._receive_blocks()
+                self._count_blocks()
                 self._journal_and_acknowledge()
                 self._ask_for_what_is_lost()
                 self._report()
-                self._talk()
-                self._beat()
+                for order in self.talk.turn():
+                    self._obey(order)
+                self.talk.beat()
         except BaseException as error:
             self._abort(error)
+
+    @property
+    def _longest_wait(self) -> float:
+        if self._assembled:
+            return 0.0
+        return _REPORT_SECONDS if self._scans else _IDLE_SECONDS
 
     def _receive_blocks(self) -> None:
         came, before = 0, self._blocks_repeated
@@ -188,11 +138,12 @@ class RankReceiver:
                 self._refuse(error)
                 continue
             if block is not None:
-                self._count(scan, block)
+                self._assembled.append((scan, block))
         if came > self._blocks_repeated - before:
             self._silence.heard(time.monotonic())
         elif came:
             self._silence.heard_again(time.monotonic())
+        busy.update(scan.record.uid for scan, _ in self._assembled)
         for uid in self._scans.keys() - busy:
             self._scans[uid].nothing_came()
 
@@ -200,10 +151,18 @@ class RankReceiver:
     def _blocks_repeated(self) -> int:
         return sum(scan.reduction.assembly.blocks_repeated for scan in self._scans.values())
 
-    def _count(self, scan: RankScan, block: AssembledBlock) -> None:
-        statistics = scan.count(block)
-        if statistics is not None:
-            self._tell(JobMessageKind.SAMPLE, scan.record.uid, {"block": block.block}, statistics)
+    def _count_blocks(self) -> None:
+        """What there is no time for now is counted in the next turns."""
+        until = time.monotonic() + _COUNT_SECONDS
+        while self._assembled:
+            scan, block = self._assembled.popleft()
+            statistics = scan.count(block)
+            if statistics is not None:
+                self.talk.tell(JobMessageKind.SAMPLE, scan.record.uid, {"block": block.block}, statistics)
+            if time.monotonic() >= until:
+                break
+        if self._assembled:
+            self._silence.busy(time.monotonic())
 
     def _scan_of(self, header: BlockHeader) -> RankScan:
         """The scan that a block belongs to. Raises ProtocolError for a block that is none of ours."""
@@ -245,28 +204,7 @@ class RankReceiver:
         self._reported = now
         for uid, scan in self._scans.items():
             if (news := scan.report()) is not None:
-                self._tell(JobMessageKind.COUNTED, uid, *news)
-
-    def _tell(self, kind: JobMessageKind, uid: UUID, fields: dict[str, Any] | None = None, binary: bytes = b"") -> None:
-        self._spoke.tell(JobMessage(kind, self._rank, {"uid": str(uid), **(fields or {})}, binary))
-
-    def _talk(self) -> None:
-        """News from the ranks for the leader, orders from the leader for the ranks."""
-        for message in self.outbox.take():
-            if self._hub:
-                self._hub.tell_all(message)
-            else:
-                self._spoke.tell(message)
-        if self._hub:
-            for message in self._hub.receive():
-                self._watchdog.heard_from(message.rank)
-                self._present.add(message.rank)
-                self._on_job_message(message)
-            if len(self._present) == self._size:
-                self._everybody_is_here.set()
-        for message in self._spoke.receive():
-            self._watchdog.heard_from(message.rank)
-            self._obey(message)
+                self.talk.tell(JobMessageKind.COUNTED, uid, *news)
 
     def _obey(self, message: JobMessage) -> None:
         """An order of the job's leader."""
@@ -277,8 +215,6 @@ class RankReceiver:
                 self._prepare(ScanRecord.model_validate(message.fields["record"]))
             case JobMessageKind.STOP:
                 self._orders.put(StopOrder())
-            case JobMessageKind.HEARTBEAT:
-                pass
             case _:
                 if (scan := self._scans.get(UUID(message.fields["uid"]))) is not None:
                     self._obey_about(scan, message)
@@ -288,14 +224,15 @@ class RankReceiver:
             case JobMessageKind.THRESHOLDS:
                 self._set_thresholds(scan, message)
             case JobMessageKind.CUT:
-                for block in scan.reduction.assembly.cut(message.fields["sectors"]):
-                    self._count(scan, block)
+                cut = scan.reduction.assembly.cut(message.fields["sectors"])
+                self._assembled.extend((scan, block) for block in cut)
             case JobMessageKind.FLUSH:
                 scan.flush()
             case JobMessageKind.ASSEMBLE:
                 self._orders.put(_counted_scan(scan, message.fields))
             case JobMessageKind.DISCARD:
                 del self._scans[scan.record.uid]
+                self._assembled = deque(entry for entry in self._assembled if entry[0] is not scan)
                 scan.close(keep=message.fields["keep"])
 
     def _adopt(self, table: RoutingTable) -> None:
@@ -312,45 +249,31 @@ class RankReceiver:
     def _prepare(self, record: ScanRecord) -> None:
         if record.uid not in self._scans:
             try:
-                self._scans[record.uid] = RankScan.prepare(record, self._detectors, self._rank, self._incarnation)
+                self._scans[record.uid] = RankScan.prepare(record, self._rank, self._incarnation)
             except MpistreamError as error:
                 self._report_fault(record.uid, error, fatal=False)
                 return
         journal = self._scans[record.uid].journal
         path = str(journal.path) if journal else ""
-        self._tell(JobMessageKind.READY, record.uid, {"incarnation": self._incarnation, "journal": path})
+        self.talk.tell(JobMessageKind.READY, record.uid, {"incarnation": self._incarnation, "journal": path})
 
     def _set_thresholds(self, scan: RankScan, message: JobMessage) -> None:
-        """Counts what was held, too."""
+        """What was held came before all that is to be counted now."""
         if scan.reduction.has_thresholds:
             return
         thresholds = Thresholds.model_validate(message.fields["thresholds"])
         try:
             # rank 0 alone writes what the dataset says about the sample
-            sample = SampleStatistics.from_bytes(message.binary) if message.binary and self._hub else None
+            sample = SampleStatistics.from_bytes(message.binary) if message.binary and self._rank == 0 else None
             held = scan.set_thresholds(thresholds, sample)
         except MpistreamError as error:
             self._report_fault(scan.record.uid, error, fatal=True)
             return
-        for block in held:
-            self._count(scan, block)
-            self._journal_and_acknowledge()
-            self._beat()
+        self._assembled.extendleft((scan, block) for block in reversed(held))
 
     def _report_fault(self, uid: UUID, error: MpistreamError, fatal: bool) -> None:
         fields = {"message": error.message, "remedy": error.remedy, "fatal": fatal}
-        self._tell(JobMessageKind.FAULT, uid, fields)
-
-    def _beat(self) -> None:
-        """Every rank shows the leader that it is alive, the leader every rank; who is silent ends the job."""
-        self._watchdog.check()
-        now = time.monotonic()
-        if now - self._last_heartbeat < _HEARTBEAT_SECONDS:
-            return
-        self._last_heartbeat = now
-        self._spoke.tell(JobMessage(JobMessageKind.HEARTBEAT, self._rank))
-        if self._hub:
-            self._hub.tell_all(JobMessage(JobMessageKind.HEARTBEAT, self._rank))
+        self.talk.tell(JobMessageKind.FAULT, uid, fields)
 
 
 def _counted_scan(scan: RankScan, order: dict[str, Any]) -> CountedScan:

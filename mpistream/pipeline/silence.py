@@ -28,6 +28,10 @@ class Silence:
         """What came was here before: an answer to a question, and no sign that the loss is made good."""
         self._asked = max(self._asked, now)
 
+    def busy(self, now: float) -> None:
+        """Something that came waits for this rank: no pause has begun yet."""
+        self._heard = self._asked = now
+
     def should_ask(self, now: float) -> bool:
         """True once for each question that is due."""
         if now - self._asked < self._interval:

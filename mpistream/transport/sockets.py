@@ -9,8 +9,9 @@ No socket has a high-water mark in messages: what is under way is bounded in byt
 
 ZeroMQ connects again by itself and keeps what it has not begun to send, but what lay in the buffers of a connection
 that broke is gone, without a sign. Blocks that are lost so are sent again when a rank says that it lacks some (Want),
-and acknowledgements are made up for by the shares of the jobs. Heartbeats break a connection whose other end is gone
-without having closed it.
+and acknowledgements are made up for by the shares of the jobs. Among the ranks of a job nothing is sent again: a
+message that is lost there is an error (Numbered). Heartbeats break a connection whose other end is gone without having
+closed it.
 """
 
 import logging
@@ -23,7 +24,7 @@ from uuid import uuid4
 import zmq
 
 from mpistream.model.errors import MpistreamError, ProtocolError
-from mpistream.model.job_messages import JobMessage
+from mpistream.model.job_messages import JobMessage, Numbered
 from mpistream.model.protocol import Ack, Hello, Want, unpack_answer
 
 _log = logging.getLogger(__name__)
@@ -281,27 +282,24 @@ class JobHub:
     def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
         self._socket = socket
         self.endpoint = endpoint
-        self._identities: dict[int, bytes] = {}
+        self._ranks: dict[bytes, Numbered] = {}
 
     def receive(self) -> Iterator[JobMessage]:
+        """What has come, without waiting. Raises LostMessageError, ProtocolError."""
         while True:
             try:
                 identity, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                message = JobMessage.unpack(parts)
-            except ProtocolError as error:
-                _log.error("refused a job message: %s", error)
-                continue
-            self._identities[message.rank] = identity
-            yield message
+            if identity not in self._ranks:
+                self._ranks[identity] = Numbered(identity.decode(errors="replace"))
+            yield self._ranks[identity].unpack(parts)
 
     def tell_all(self, message: JobMessage) -> None:
-        """Sends to every rank that has spoken; ranks speak before any scan is taken on."""
-        parts = message.pack()
-        for identity in self._identities.values():
-            self._socket.send_multipart([identity, *parts])
+        """Sends to every rank that has spoken. What one that is not connected cannot get, it will miss."""
+        packed = message.pack()
+        for identity, numbered in self._ranks.items():
+            self._socket.send_multipart([identity, *numbered.pack(packed)])
 
 
 class JobSpoke:
@@ -309,13 +307,16 @@ class JobSpoke:
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self._socket = socket
+        self._leader = Numbered("rank-0")
 
     def receive(self) -> Iterator[JobMessage]:
+        """What has come, without waiting. Raises LostMessageError, ProtocolError."""
         while True:
             try:
-                yield JobMessage.unpack(self._socket.recv_multipart(zmq.NOBLOCK))
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            yield self._leader.unpack(parts)
 
     def tell(self, message: JobMessage) -> None:
-        self._socket.send_multipart(message.pack())
+        self._socket.send_multipart(self._leader.pack(message.pack()))

@@ -28,7 +28,7 @@ from mpistream.model.errors import EtcdUnreachable, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, Thresholds
-from mpistream.pipeline import conducting, leader, producer, rank_scan, receiver, sector_stream
+from mpistream.pipeline import conducting, job_talk, leader, producer, rank_scan, receiver, sector_stream
 from mpistream.reduction import scan_reduction
 from mpistream.storage.journal import JournalWriter
 from tests.unit.made_up_etcd import MadeUpEtcd
@@ -113,7 +113,7 @@ class World:
         clock = SimpleNamespace(
             monotonic=lambda: self.seconds, time=lambda: self.seconds, time_ns=lambda: int(self.seconds * 1e9)
         )
-        for module in (leader, receiver, conducting, registry, producer, sector_sender):
+        for module in (leader, receiver, job_talk, conducting, registry, producer, sector_sender):
             patch.setattr(module, "time", clock)
         known = {
             "_log": Log(self.problems),
@@ -126,7 +126,7 @@ class World:
                 patch.setattr(module, name, known[name])
         patch.setattr(fault_points, "is_active", lambda: True)
         threading = SimpleNamespace(Thread=self._thread, Event=Flag)
-        for module in (leader, receiver):
+        for module in (leader, receiver, job_talk):
             patch.setattr(module, "threading", threading)
             patch.setattr(module, "Mailbox", MadeUpMailbox)
         patch.setattr(receiver, "Sockets", self._job_sockets)

@@ -17,9 +17,10 @@ from mpistream.model.errors import CoordinationError, EtcdUnreachable, ScanFaile
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, Thresholds
 from mpistream.pipeline.leader import Assembled, AssemblyFailed, DeclaredDead, JobLeader
+from mpistream.pipeline.orders import CountedScan, StopOrder
 from mpistream.pipeline.producer import Producer
 from mpistream.pipeline.producer_news import Aggregators, NewTable, ScanChange, Stop
-from mpistream.pipeline.receiver import CountedScan, RankReceiver, StopOrder
+from mpistream.pipeline.receiver import RankReceiver
 from mpistream.storage.journal import JournalWriter, read_journal
 from mpistream.transport.aggregator import Aggregator
 from tests.unit.made_up_etcd import Client
@@ -206,9 +207,9 @@ class Job(Process):
         for each in self.receivers:
             each.start("hub")
         self.leader = JobLeader(
-            self.registry, self.world.config, self.name, ranks, self.receivers[0].outbox.put, end_of_turn
+            self.registry, self.world.config, self.name, ranks, self.receivers[0].talk.outbox.put, end_of_turn
         )
-        self.receivers[0].report_to(self.leader.news.put)
+        self.receivers[0].talk.report_to(self.leader.news.put)
         self.leader.start()
         self.threads["main"] = self._main
 

@@ -44,7 +44,6 @@ from mpistream.model.config import Config, StreamConfig
 from mpistream.model.errors import MpistreamError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import Counters, CountingParameters, Durability, ScanRecord, ScanSummary, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline import receiver
 from mpistream.pipeline.rank_scan import RankScan
 from mpistream.storage.journal import FILE_HEAD_BYTES, JournalWriter, read_journal
@@ -55,7 +54,7 @@ PACKAGE = Path(durability.__file__).parents[1]
 
 def counted_scan(record: ScanRecord, kind: type[RankScan]) -> RankScan:
     """All blocks of a scan, on one rank, journaled as its record says."""
-    scan = kind.prepare(record, VirtualDetectors(), 0, 77)
+    scan = kind.prepare(record, 0, 77)
     scan.set_thresholds(Thresholds(background=BACKGROUND, xray=XRAY, calibrated=False), None)
     for block in record.block_range:
         for sector in range(SECTORS):

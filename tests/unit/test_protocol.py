@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mpistream.model.errors import ProtocolError
 from mpistream.model.geometry import RECORD_BYTES, SectorLayout
-from mpistream.model.job_messages import JobMessage, JobMessageKind
+from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessageError, Numbered
 from mpistream.model.protocol import (
     BLOCK_HEADER_BYTES,
     MAX_BLOCK_FRAMES,
@@ -217,15 +217,39 @@ def test_garbage_is_refused_or_understood_but_never_breaks(unpack, message: byte
         [b"[]", b""],
         [b"null", b""],
         [b"{}", b""],
-        [b'{"version": 3, "kind": "dance", "rank": 0, "fields": {}}', b""],
-        [b'{"version": 3, "kind": "ready", "rank": null, "fields": {}}', b""],
-        [b'{"version": 3, "kind": "ready", "rank": 0}', b""],
-        [b'{"version": 1, "kind": "ready", "rank": 0, "fields": {}}', b""],
+        [b'{"version": 4, "kind": "dance", "rank": 0, "fields": {}}', b""],
+        [b'{"version": 4, "kind": "ready", "rank": null, "fields": {}}', b""],
+        [b'{"version": 4, "kind": "ready", "rank": 0}', b""],
+        [b'{"version": 3, "kind": "ready", "rank": 0, "fields": {}}', b""],
     ],
 )
 def test_a_malformed_job_message_is_refused(parts: list[bytes]) -> None:
     with pytest.raises(ProtocolError):
         JobMessage.unpack(parts)
+
+
+def test_a_rank_of_another_release_is_named_with_a_remedy() -> None:
+    with pytest.raises(ProtocolError, match="version 3; this rank speaks 4") as caught:
+        JobMessage.unpack([b'{"version": 3, "kind": "ready", "rank": 0, "fields": {}}', b""])
+    assert "same mpistream release" in caught.value.remedy
+
+
+@pytest.mark.parametrize("before", [0, 1, 300])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_message_is_taken_only_after_all_before_it_and_once(before: int, lost: int) -> None:
+    message, answer = JobMessage(JobMessageKind.COUNTED, 7, {"uid": "1"}), JobMessage(JobMessageKind.STOP, 0)
+    leader, rank = Numbered("rank-7"), Numbered("rank-0")
+    for _ in range(before):
+        assert leader.unpack(rank.pack(message.pack())) == message
+        assert rank.unpack(leader.pack(answer.pack())) == answer, "each way has numbers of its own"
+    for _ in range(lost):
+        rank.pack(message.pack())
+    packed = rank.pack(message.pack())
+    if not lost:
+        assert leader.unpack(packed) == message
+    with pytest.raises(LostMessageError, match=f"rank-7 .* {before + lost + 1} came after"):
+        leader.unpack(packed)
+    assert rank.unpack(leader.pack(answer.pack())) == answer
 
 
 block_sets = st.dictionaries(st.integers(0, 2**40), u64, min_size=1, max_size=20)

@@ -16,7 +16,6 @@ from mpistream.model.errors import ProtocolError, ReferenceImageError, StorageEr
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.protocol import Ack
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, Thresholds
-from mpistream.model.virtual_images import VirtualDetectors
 from mpistream.pipeline.rank_scan import RankScan
 from mpistream.storage.journal import FILE_HEAD_BYTES, read_journal
 from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, scan_record
@@ -30,7 +29,7 @@ class OneRank:
 
     def __init__(self, folder: Path, with_thresholds: bool = True, **changes: Any) -> None:
         self.record: ScanRecord = scan_record(journals=str(folder / "journals"), **changes)
-        self.scan = RankScan.prepare(self.record, VirtualDetectors(), 3, INCARNATION)
+        self.scan = RankScan.prepare(self.record, 3, INCARNATION)
         self.now = 1000.0
         if with_thresholds:
             self.set_thresholds()
@@ -100,8 +99,8 @@ def test_a_journal_is_begun_with_the_scan_under_a_name_of_its_own(rank: OneRank,
     assert rank.scan.journal.path == tmp_path / "journals" / f"rank-3-{INCARNATION}.journal"
     assert rank.scan.journal.path.stat().st_size == FILE_HEAD_BYTES
     with pytest.raises(StorageError, match="exists"):
-        RankScan.prepare(rank.record, VirtualDetectors(), 3, INCARNATION)
-    other = RankScan.prepare(rank.record, VirtualDetectors(), 3, INCARNATION + 1)
+        RankScan.prepare(rank.record, 3, INCARNATION)
+    other = RankScan.prepare(rank.record, 3, INCARNATION + 1)
     other.close(keep=True)
 
 

@@ -9,15 +9,18 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from mpistream.model.config import Config
+from mpistream.model.config import Config, WatchdogConfig
 from mpistream.model.geometry import SECTORS
-from mpistream.model.job_messages import JobMessage, JobMessageKind
+from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessageError
 from mpistream.model.protocol import Ack, Hello, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import CountingParameters, ScanRecord, SectorEnd, Thresholds
-from mpistream.pipeline.receiver import CountedScan, Order, RankReceiver, StopOrder
-from mpistream.pipeline.watchdog import Watchdog
+from mpistream.pipeline import job_talk
+from mpistream.pipeline.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.receiver import RankReceiver
+from mpistream.pipeline.watchdog import StalledError, Watchdog
 from mpistream.reduction.calibration import SampleStatistics
+from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import read_journal
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
@@ -37,19 +40,19 @@ INCARNATION = 55
 class OneRank:
     """The receiver of a job of one rank, what it tells its leader, and the four producers that send to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stall_seconds: float = 10.0) -> None:
         self.orders: Mailbox[Order] = Mailbox()
         self.aborts: list[BaseException] = []
-        config = Config()
-        watchdog = Watchdog(config.watchdog, 0, peers=[0])
-        self.receiver = RankReceiver(config, 0, 1, INCARNATION, self.orders, watchdog, self.aborts.append)
+        limits = WatchdogConfig.model_construct(stall_seconds=stall_seconds, assembly_seconds=900.0)
+        watchdog = Watchdog(limits, 0, peers=[0])
+        self.receiver = RankReceiver(Config(), 0, 1, INCARNATION, self.orders, watchdog, self.aborts.append)
         self.folder = folder
         self._told: Mailbox[JobMessage] = Mailbox()
         self._news: list[JobMessage] = []
-        self.receiver.report_to(self._told.put)
+        self.receiver.talk.report_to(self._told.put)
         self.endpoints = self.receiver.endpoints(0, "node")
-        self.receiver.start(self.receiver.hub_endpoint)
-        self.receiver.wait_for_everybody(10)
+        self.receiver.start(self.receiver.talk.hub_endpoint)
+        self.receiver.talk.wait_for_everybody(10)
         self.sockets = Sockets()
         self._outlet = self.sockets.data_outlet(self.endpoints.data_endpoint)
         self._answers = [
@@ -60,7 +63,7 @@ class OneRank:
         self.scans: list[UUID] = []
 
     def order(self, kind: JobMessageKind, binary: bytes = b"", **fields: object) -> None:
-        self.receiver.outbox.put(JobMessage(kind, 0, fields, binary))
+        self.receiver.talk.outbox.put(JobMessage(kind, 0, fields, binary))
 
     def prepare(self, record: ScanRecord) -> None:
         self.scans.append(record.uid)
@@ -413,3 +416,178 @@ def test_a_thread_that_fails_ends_the_job(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert isinstance(rank.aborts[0], KeyError)
     rank.close()
+
+
+# a rank that has much to do
+
+
+SLOW_SECONDS, STALL_SECONDS, BLOCKS = 0.12, 1.0, range(20)
+
+
+@pytest.fixture
+def slow_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OneRank]:
+    """Counting all blocks of a scan takes far longer than anybody may be silent."""
+    count = ScanReduction.count
+
+    def count_slowly(self: ScanReduction, block: Any) -> Any:
+        if self.has_thresholds:
+            time.sleep(SLOW_SECONDS)
+        return count(self, block)
+
+    monkeypatch.setattr(ScanReduction, "count", count_slowly)
+    monkeypatch.setattr(job_talk, "_HEARTBEAT_SECONDS", 0.2)
+    rank = OneRank(tmp_path, STALL_SECONDS)
+    yield rank
+    rank.close()
+
+
+def scan_of_empty_blocks(rank: OneRank, thresholds: Thresholds | None = THRESHOLDS) -> ScanRecord:
+    return rank.prepared(thresholds, rows=4, columns=5, first_frame=0, last_frame=BLOCKS[-1], block_frames=1)
+
+
+def blocks_to_count_at_once(rank: OneRank, how: str) -> ScanRecord:
+    record = scan_of_empty_blocks(rank, None if how == "held" else THRESHOLDS)
+    sectors = (0, 1, 3) if how == "cut" else (0, 1, 2, 3)
+    for block in BLOCKS:
+        rank.send(record, block, *sectors, present=0)
+    if how == "held":
+        while rank.says(record.uid, COUNTED).fields["totals"]["blocks_held"] < len(BLOCKS):
+            pass
+        rank.set_thresholds(record)
+    if how == "cut":
+        while rank.says(record.uid, COUNTED).fields["totals"]["blocks_partial"] < len(BLOCKS):
+            pass
+        rank.order(JobMessageKind.CUT, uid=str(record.uid), sectors=[2])
+    return record
+
+
+@pytest.mark.parametrize("how", ["held", "cut", "sent"])
+def test_whoever_counts_for_long_goes_on_talking(slow_rank: OneRank, how: str) -> None:
+    """It hears that the others are alive, shows that it is, and acknowledges what is journaled; it asks for nothing."""
+    rank = slow_rank
+    record = blocks_to_count_at_once(rank, how)
+    rank.hear(0.2)
+    rank.wants.clear()  # of the time before
+    beats, acknowledged = [time.monotonic()], [0]
+    journaled: list[int] = []
+    while len(journaled) < len(BLOCKS) and not rank.aborts:
+        rank.hear(0.02)
+        acknowledged.append(len(rank.acknowledged(record)[0]))
+        for message in [*rank._news, *rank._told.take()]:
+            if message.kind is JobMessageKind.HEARTBEAT:
+                beats.append(time.monotonic())
+            elif message.kind is COUNTED:
+                journaled += np.frombuffer(message.binary, "<u8").tolist()
+        rank._news.clear()
+    assert rank.aborts == []
+    assert journaled == list(BLOCKS), "in the order in which they came"
+    assert max(np.diff(beats)) < STALL_SECONDS
+    assert len(set(acknowledged)) > 4, "little by little"
+    assert rank.wants == []
+    rank.hear(0.3)
+    assert rank.acknowledged(record)[0] == set(BLOCKS)
+
+
+def test_a_flush_waits_for_what_is_still_to_be_counted(slow_rank: OneRank) -> None:
+    rank = slow_rank
+    record = blocks_to_count_at_once(rank, "cut")
+    rank.order(JobMessageKind.FLUSH, uid=str(record.uid))
+    found: list[int] = []
+    while True:
+        message = rank.says(record.uid, COUNTED)
+        found += np.frombuffer(message.binary, "<u8").tolist()
+        if message.fields["flushed"]:
+            break
+    assert found == list(BLOCKS)
+    assert rank.aborts == []
+
+
+def test_what_waits_to_be_counted_goes_with_its_scan(slow_rank: OneRank) -> None:
+    rank = slow_rank
+    record = blocks_to_count_at_once(rank, "cut")
+    following = scan_of_empty_blocks(rank)
+    rank.order(JobMessageKind.DISCARD, uid=str(record.uid), keep=False)
+    started = time.monotonic()
+    rank.send(following, 1, present=0)
+    rank.counted(following.uid, 1)
+    assert time.monotonic() - started < len(BLOCKS) * SLOW_SECONDS / 2
+    assert rank.aborts == []
+
+
+# the other ranks
+
+
+class TwoRanks:
+    """Rank 0 of a job of two, without a leader yet, and the other one's end of the star."""
+
+    def __init__(self) -> None:
+        self.orders: Mailbox[Order] = Mailbox()
+        self.aborts: list[BaseException] = []
+        config = Config()
+        watchdog = Watchdog(config.watchdog, 0, peers=[0, 1])
+        self.receiver = RankReceiver(config, 0, 2, INCARNATION, self.orders, watchdog, self.aborts.append)
+        self.receiver.start(self.receiver.talk.hub_endpoint)
+        self.sockets = Sockets()
+        self.other = self.sockets.job_spoke(self.receiver.talk.hub_endpoint, 1)
+
+    def says(self, kind: JobMessageKind) -> None:
+        self.other.tell(JobMessage(kind, 1))
+
+    def hears(self, kind: JobMessageKind, seconds: float = 5.0) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if kind in [message.kind for message in self.other.receive()]:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def close(self) -> None:
+        self.receiver.stop()
+        self.sockets.close()
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[TwoRanks]:
+    two = TwoRanks()
+    yield two
+    two.close()
+
+
+def test_a_rank_that_is_asked_to_end_before_there_is_a_leader_is_heard(two_ranks: TwoRanks) -> None:
+    two_ranks.says(JobMessageKind.STOP)
+    two_ranks.receiver.talk.wait_for_everybody(5)
+    time.sleep(0.2)
+    news: Mailbox[JobMessage] = Mailbox()
+    two_ranks.receiver.talk.report_to(news.put)
+    heard: list[JobMessage] = []
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and JobMessage(JobMessageKind.STOP, 1) not in heard:
+        heard += news.wait(0.2)
+    assert heard.count(JobMessage(JobMessageKind.STOP, 1)) == 1
+    assert two_ranks.aborts == []
+
+
+def test_a_leader_that_is_asked_to_end_before_all_ranks_are_there_tells_all_of_them(two_ranks: TwoRanks) -> None:
+    two_ranks.receiver.request_stop()
+    assert two_ranks.orders.wait(1.5) == [], "nobody may leave the others behind"
+    two_ranks.says(JobMessageKind.HEARTBEAT)
+    assert two_ranks.hears(JobMessageKind.STOP)
+    assert two_ranks.orders.wait(5) == [StopOrder()]
+
+
+def test_ranks_that_never_come_are_counted(two_ranks: TwoRanks) -> None:
+    with pytest.raises(StalledError, match="only 1 of 2 ranks"):
+        two_ranks.receiver.talk.wait_for_everybody(2.0)
+
+
+def test_a_lost_message_ends_the_job(two_ranks: TwoRanks) -> None:
+    two_ranks.says(JobMessageKind.HEARTBEAT)
+    assert two_ranks.hears(JobMessageKind.HEARTBEAT)
+    two_ranks.other._leader.pack([])  # as if one had gone out that never arrives
+    two_ranks.says(JobMessageKind.HEARTBEAT)
+    deadline = time.monotonic() + 5
+    while not two_ranks.aborts and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (error,) = two_ranks.aborts
+    assert isinstance(error, LostMessageError)
+    assert error.remedy

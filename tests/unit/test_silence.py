@@ -57,6 +57,15 @@ def test_what_was_here_before_is_waited_for_but_changes_nothing() -> None:
     assert questions(silence, 1.5, 8) == [3.5, 7.5]
 
 
+def test_a_rank_with_something_to_do_does_not_ask_and_a_pause_begins_when_that_is_done() -> None:
+    silence = Silence(0.0)
+    for tick in range(1, 81):
+        silence.busy(tick / 8)
+        assert not silence.should_ask(tick / 8)
+    silence.heard(10.5)
+    assert questions(silence, 10.5, 13.5) == [12.5], "four times half a second, not ten"
+
+
 @given(GAPS)
 def test_nobody_asks_while_something_comes(gaps: list[float]) -> None:
     """Not even after long pauses, as long as each is no more than four times as long as one before it."""

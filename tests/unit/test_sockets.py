@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpistream.model.job_messages import JobMessage, JobMessageKind
+from mpistream.model.errors import ProtocolError
+from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessageError
 from mpistream.model.protocol import Ack, Hello, Want
 from mpistream.transport import sockets as sockets_module
 from mpistream.transport.mailbox import Mailbox
-from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, SocketError, Sockets
+from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, JobHub, JobSpoke, SocketError, Sockets
 
 HOST = "127.0.0.1"
 UID = bytes(range(16))
@@ -283,6 +284,105 @@ def test_a_rank_hears_its_leader_after_the_connection_was_cut(sockets: Sockets) 
         told: list[JobMessage] = []
         until(lambda: told.extend(spoke.receive()) or told, sockets, seconds=5)
         assert told == [JobMessage(JobMessageKind.STOP, 0)]
+        spoke.tell(JobMessage(JobMessageKind.STOP, 5))
+        until(lambda: said.extend(hub.receive()) or len(said) == 2, sockets)
+
+
+# what is lost among the ranks of a job
+
+HEARTBEAT, COUNTED, STOP = JobMessageKind.HEARTBEAT, JobMessageKind.COUNTED, JobMessageKind.STOP
+
+
+def joined(sockets: Sockets, hub: JobHub, endpoint: str, rank: int = 5) -> JobSpoke:
+    """A spoke that has spoken and been spoken to."""
+    spoke = sockets.job_spoke(endpoint, rank)
+    spoke.tell(JobMessage(HEARTBEAT, rank))
+    until(lambda: list(hub.receive()), sockets)
+    hub.tell_all(JobMessage(HEARTBEAT, 0))
+    until(lambda: list(spoke.receive()), sockets)
+    return spoke
+
+
+@pytest.mark.parametrize("lost", [COUNTED, HEARTBEAT, STOP])
+def test_the_leader_learns_that_a_message_of_a_rank_was_lost(sockets: Sockets, lost: JobMessageKind) -> None:
+    """By the next sign of life, though ZeroMQ has connected again as if nothing had happened."""
+    hub = sockets.job_hub(HOST)
+    with Relay(hub.endpoint) as relay:
+        spoke = joined(sockets, hub, relay.endpoint)
+        relay.swallow()
+        spoke.tell(JobMessage(lost, 5, {"uid": "1"}, b"12345678"))
+        time.sleep(0.2)
+        relay.cut()
+        spoke.tell(JobMessage(HEARTBEAT, 5))
+        with pytest.raises(LostMessageError, match=r"rank-5 .* 3 came after 1") as caught:
+            until(lambda: list(hub.receive()), sockets)
+        assert caught.value.remedy
+
+
+@pytest.mark.parametrize("lost", [JobMessageKind.THRESHOLDS, JobMessageKind.ASSEMBLE, HEARTBEAT, STOP])
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_rank_learns_that_a_message_of_the_leader_was_lost(
+    sockets: Sockets, lost: JobMessageKind, connected: bool
+) -> None:
+    """On its way, or because the leader could not send it anywhere; other ranks have it."""
+    hub = sockets.job_hub(HOST)
+    other = joined(sockets, hub, hub.endpoint, 4)
+    with Relay(hub.endpoint) as relay:
+        spoke = joined(sockets, hub, relay.endpoint)
+        if connected:
+            relay.swallow()
+        else:
+            relay.refuse()
+        time.sleep(0.2)
+        hub.tell_all(JobMessage(lost, 0, {"uid": "1"}))
+        time.sleep(0.2)
+        relay.cut()
+        told: list[JobMessage] = []
+
+        def hears_a_heartbeat() -> list[JobMessage]:
+            hub.tell_all(JobMessage(HEARTBEAT, 0))
+            return list(spoke.receive())
+
+        with pytest.raises(LostMessageError, match=r"rank-0 .* came after 1"):
+            until(hears_a_heartbeat, sockets)
+        until(lambda: told.extend(other.receive()) or lost in [message.kind for message in told], sockets)
+
+
+def test_the_first_message_of_a_rank_is_missed_like_any_other(sockets: Sockets) -> None:
+    hub = sockets.job_hub(HOST)
+    with Relay(hub.endpoint) as relay:
+        spoke = sockets.job_spoke(relay.endpoint, 5)
+        time.sleep(0.3)  # for ZeroMQ's own greetings
+        relay.swallow()
+        spoke.tell(JobMessage(STOP, 5))
+        time.sleep(0.2)
+        relay.cut()
+        spoke.tell(JobMessage(HEARTBEAT, 5))
+        with pytest.raises(LostMessageError, match="2 came after 0"):
+            until(lambda: list(hub.receive()), sockets)
+
+
+def test_two_ranks_of_one_name_are_told_apart(sockets: Sockets) -> None:
+    """One of an earlier job, say, that was only stopped: what it says begins anew."""
+    hub = sockets.job_hub(HOST)
+    joined(sockets, hub, hub.endpoint)
+    stranger = sockets.job_spoke(hub.endpoint, 5)
+    stranger.tell(JobMessage(COUNTED, 5))
+    with pytest.raises(LostMessageError, match="1 came after 1"):
+        until(lambda: list(hub.receive()), sockets)
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"{}", b""], [b"\2" + bytes(7)], [b"\2" + bytes(7), b"{}", b""]])
+def test_a_message_that_nobody_understands_is_an_error_on_both_sides(sockets: Sockets, parts: list[bytes]) -> None:
+    """Nobody knows what it was about."""
+    hub = sockets.job_hub(HOST)
+    spoke = joined(sockets, hub, hub.endpoint)
+    spoke._socket.send_multipart(parts)
+    with pytest.raises(ProtocolError):
+        until(lambda: list(hub.receive()), sockets)
+    hub._socket.send_multipart([b"rank-5", *parts])
+    with pytest.raises(ProtocolError):
+        until(lambda: list(spoke.receive()), sockets)
 
 
 class Relay:
@@ -295,6 +395,7 @@ class Relay:
         self.endpoint = f"tcp://{HOST}:{self._listener.getsockname()[1]}"
         self._ends: dict[socket.socket, socket.socket] = {}
         self._swallowing: set[socket.socket] = set()
+        self._refusing = False
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -310,10 +411,17 @@ class Relay:
         self._listener.close()
 
     def cut(self) -> None:
+        """And whoever connects then is let through."""
         with self._lock:
+            self._refusing = False
             for end in self._ends:
                 end.close()
             self._ends.clear()
+
+    def refuse(self) -> None:
+        """There are no connections, and no new ones."""
+        self.cut()
+        self._refusing = True
 
     def swallow(self) -> None:
         """What comes on the connections that there are goes nowhere from now on."""
@@ -323,7 +431,8 @@ class Relay:
     def _run(self) -> None:
         while not self._closed:
             with self._lock:
-                ready, _, _ = select.select([self._listener, *self._ends], [], [], 0)
+                listening = [] if self._refusing else [self._listener]
+                ready, _, _ = select.select([*listening, *self._ends], [], [], 0)
                 for end in ready:
                     self._serve(end)
             time.sleep(0.005)
