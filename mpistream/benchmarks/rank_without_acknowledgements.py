@@ -14,8 +14,8 @@ from pathlib import Path
 from mpistream.model.config import Config
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import ScanRecord
-from mpistream.pipeline import receiver
-from mpistream.pipeline.rank_scan import RankScan
+from mpistream.pipeline.ranks import receiver
+from mpistream.pipeline.ranks.rank_scan import RankScan
 
 
 def is_acknowledged(record: ScanRecord) -> bool:
@@ -48,7 +48,7 @@ class BenchmarkReceiver(receiver.RankReceiver):
 
 
 def main() -> None:
-    from mpistream.pipeline import rank  # loads MPI
+    from mpistream.pipeline.ranks import rank  # loads MPI
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("mpistream").setLevel(logging.INFO)

@@ -21,7 +21,7 @@ etcd_option = click.option(
 )
 def produce(config: Path | None, etcd: tuple[str, ...], sector: int) -> None:
     """A producer: reads one sector of each scan that is announced, and sends it. Run one for each of the 4 sectors."""
-    from mpistream.pipeline.producer import run_producer
+    from mpistream.pipeline.producing.producer import run_producer
 
     run_producer(load_config(config, etcd__endpoints=list(etcd) or None), sector)
 
@@ -66,7 +66,7 @@ def consume(config: Path | None, etcd: tuple[str, ...], host: str | None, ranks_
 
     Start all ranks at once: mpiexec -n 4 mpistream consume --config FILE, or with srun.
     """
-    from mpistream.pipeline.rank import run_rank
+    from mpistream.pipeline.ranks.rank import run_rank
 
     run_rank(
         lambda: load_config(

@@ -12,7 +12,7 @@ from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.config import Config
 from mpistream.model.errors import StorageError
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord
-from mpistream.pipeline.producer import check_window
+from mpistream.pipeline.producing.sector_stream import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
 from mpistream.storage.small_files import check_targets

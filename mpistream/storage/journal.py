@@ -25,6 +25,8 @@ from mpistream.storage.placement import flush_to_disk, storage_error
 
 FILE_MAGIC = b"MPISJRNL"
 VERSION = 1
+#: Beside the journals of a calibrated scan: the packed statistics that its thresholds come from.
+SAMPLE_FILE = "sample"
 _CRC = Struct("<I")
 # magic, version, scan uid, rank incarnation; then the CRC-32 of these
 _FILE_HEAD = Struct("<8sI16sQ")

@@ -19,8 +19,8 @@ from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Durability, ScanRecord, ScanSummary, SectorEnd, Thresholds
-from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
-from mpistream.pipeline.orders import CountedScan
+from mpistream.pipeline.ranks.assembly import gather_scan, summary_of_written, write_scan
+from mpistream.pipeline.ranks.orders import CountedScan
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import JournalWriter
 from mpistream.storage.reader import open_dataset

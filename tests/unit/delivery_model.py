@@ -28,7 +28,9 @@ from mpistream.model.errors import EtcdUnreachable, StorageError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, Thresholds
-from mpistream.pipeline import conducting, job_talk, leader, producer, rank_scan, receiver, sector_stream
+from mpistream.pipeline.leading import conducting, leader
+from mpistream.pipeline.producing import producer, sector_stream
+from mpistream.pipeline.ranks import job_talk, rank_scan, receiver
 from mpistream.reduction import scan_reduction
 from mpistream.storage.journal import JournalWriter
 from tests.unit.made_up_etcd import MadeUpEtcd

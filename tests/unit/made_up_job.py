@@ -20,8 +20,8 @@ from mpistream.model.geometry import SECTORS
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.protocol import Encoding
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, SectorEnd
-from mpistream.pipeline import job_scan
-from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
+from mpistream.pipeline.leading import job_scan
+from mpistream.pipeline.leading.leader import Assembled, AssemblyFailed, JobLeader
 from mpistream.storage.journal import JournalWriter, read_journal
 from tests.unit.made_up_registry import LEASE_SECONDS, OtherProcess, RegistryOf, ranks_of, vanish
 from tests.unit.picture import until

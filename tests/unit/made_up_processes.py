@@ -16,11 +16,11 @@ from mpistream.control.registry import AggregatorEntry, GroupEntry, ProducerEntr
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, ScanFailed, StorageError
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, Thresholds
-from mpistream.pipeline.leader import Assembled, AssemblyFailed, DeclaredDead, JobLeader
-from mpistream.pipeline.orders import CountedScan, StopOrder
-from mpistream.pipeline.producer import Producer
-from mpistream.pipeline.producer_news import Aggregators, NewTable, ScanChange, Stop
-from mpistream.pipeline.receiver import RankReceiver
+from mpistream.pipeline.leading.leader import Assembled, AssemblyFailed, DeclaredDead, JobLeader
+from mpistream.pipeline.producing.news import Aggregators, NewTable, ScanChange, Stop
+from mpistream.pipeline.producing.producer import Producer
+from mpistream.pipeline.ranks.orders import CountedScan, StopOrder
+from mpistream.pipeline.ranks.receiver import RankReceiver
 from mpistream.storage.journal import JournalWriter, read_journal
 from mpistream.transport.aggregator import Aggregator
 from tests.unit.made_up_etcd import Client

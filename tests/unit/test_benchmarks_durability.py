@@ -44,8 +44,8 @@ from mpistream.model.config import Config, StreamConfig
 from mpistream.model.errors import MpistreamError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.scan import Counters, CountingParameters, Durability, ScanRecord, ScanSummary, Thresholds
-from mpistream.pipeline import receiver
-from mpistream.pipeline.rank_scan import RankScan
+from mpistream.pipeline.ranks import receiver
+from mpistream.pipeline.ranks.rank_scan import RankScan
 from mpistream.storage.journal import FILE_HEAD_BYTES, JournalWriter, read_journal
 from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, scan_record
 

@@ -14,10 +14,10 @@ from mpistream.control.run_state import ScanState
 from mpistream.model.errors import CoordinationError, ScanFailed, StorageError
 from mpistream.model.job_messages import JobMessageKind
 from mpistream.model.scan import CountingParameters, Durability
-from mpistream.pipeline import job_scan
-from mpistream.pipeline.conducting import SAMPLE_FILE
-from mpistream.pipeline.leader import Assembled
+from mpistream.pipeline.leading import job_scan
+from mpistream.pipeline.leading.leader import Assembled
 from mpistream.reduction.calibration import SampleStatistics, fit_thresholds
+from mpistream.storage.journal import SAMPLE_FILE
 from tests.etcd_server import EtcdServer
 from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob, failing
 from tests.unit.made_up_registry import MadeUpProducers, OtherProcess

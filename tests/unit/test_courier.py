@@ -12,7 +12,7 @@ import pytest
 from mpistream.model.errors import CoordinationError, EtcdRefuses, EtcdUnreachable
 from mpistream.pipeline import courier as courier_module
 from mpistream.pipeline.courier import Courier
-from mpistream.pipeline.stop_detector import StopDetector
+from mpistream.pipeline.producing.stop_detector import StopDetector
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_process_that_runs_was_not_stopped() -> None:
 
 STOPPED = """
 import sys, time
-from mpistream.pipeline.stop_detector import StopDetector
+from mpistream.pipeline.producing.stop_detector import StopDetector
 detector = StopDetector(0.3)
 time.sleep(0.1)
 print(detector.was_stopped(), flush=True)

@@ -14,8 +14,8 @@ from mpistream.model.errors import StorageError
 from mpistream.model.job_messages import JobMessageKind
 from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import CountingParameters, Durability
-from mpistream.pipeline import job_scan
-from mpistream.pipeline.leader import DeclaredDead
+from mpistream.pipeline.leading import job_scan
+from mpistream.pipeline.leading.leader import DeclaredDead
 from tests.etcd_server import EtcdServer
 from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob, failing
 from tests.unit.made_up_registry import LEASE_SECONDS, MadeUpProducers, OtherProcess

@@ -13,7 +13,7 @@ from mpistream.model.errors import ScanFailed, StorageError
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.job_share import JobShare, JournalExtent
 from mpistream.model.scan import Durability
-from mpistream.pipeline.job_scan import JobScan
+from mpistream.pipeline.leading.job_scan import JobScan
 from tests.unit.made_up_blocks import scan_record
 
 BLOCKS = scan_record().block_range

@@ -14,8 +14,8 @@ from mpistream.control.run_state import ScanState
 from mpistream.model.errors import EtcdUnreachable
 from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.scan import ScanRecord, SectorEnd
-from mpistream.pipeline import job_scan
-from mpistream.pipeline.leader import DeclaredDead
+from mpistream.pipeline.leading import job_scan
+from mpistream.pipeline.leading.leader import DeclaredDead
 from tests.etcd_server import EtcdServer
 from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob
 from tests.unit.picture import until

@@ -21,8 +21,8 @@ from mpistream.model.protocol import Ack, BlockHeader, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd
 from mpistream.pipeline.courier import Courier
-from mpistream.pipeline.producer import Producer
-from mpistream.pipeline.producer_news import Aggregators, News, NewTable, ScanChange, Stop
+from mpistream.pipeline.producing.news import Aggregators, News, NewTable, ScanChange, Stop
+from mpistream.pipeline.producing.producer import Producer
 from mpistream.transport.aggregator import Aggregator
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets

@@ -16,7 +16,7 @@ from mpistream.model.errors import ProtocolError, ReferenceImageError, StorageEr
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.protocol import Ack
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord, Thresholds
-from mpistream.pipeline.rank_scan import RankScan
+from mpistream.pipeline.ranks.rank_scan import RankScan
 from mpistream.storage.journal import FILE_HEAD_BYTES, read_journal
 from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, scan_record
 

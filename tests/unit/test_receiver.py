@@ -15,10 +15,10 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessage
 from mpistream.model.protocol import Ack, Hello, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import CountingParameters, ScanRecord, SectorEnd, Thresholds
-from mpistream.pipeline import job_talk
-from mpistream.pipeline.orders import CountedScan, Order, StopOrder
-from mpistream.pipeline.receiver import RankReceiver
-from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.pipeline.ranks import job_talk
+from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.ranks.receiver import RankReceiver
+from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import read_journal

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpistream.pipeline.silence import Silence
+from mpistream.pipeline.ranks.silence import Silence
 
 GAPS = st.lists(st.floats(0, 10), min_size=1, max_size=30)
 

@@ -39,7 +39,7 @@ RECORD = scan_record(
 )
 BLOCKS = list(RECORD.block_range)
 CODE = {
-    "producer": f"from mpistream.pipeline.producer import run_producer as run; run(config, {SECTOR})",
+    "producer": f"from mpistream.pipeline.producing.producer import run_producer as run; run(config, {SECTOR})",
     "aggregator": "from mpistream.pipeline.aggregator import run_aggregator as run; run(config)",
 }
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mpistream.model.config import WatchdogConfig
-from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 
 STALL = 0.3
 

@@ -23,11 +23,11 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.protocol import BlockHeader, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
-from mpistream.pipeline.job_talk import JobTalk
-from mpistream.pipeline.orders import CountedScan, Order, StopOrder
-from mpistream.pipeline.rank_scan import RankScan
-from mpistream.pipeline.silence import Silence
-from mpistream.pipeline.watchdog import Watchdog
+from mpistream.pipeline.ranks.job_talk import JobTalk
+from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.ranks.rank_scan import RankScan
+from mpistream.pipeline.ranks.silence import Silence
+from mpistream.pipeline.ranks.watchdog import Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
 from mpistream.transport.mailbox import Mailbox

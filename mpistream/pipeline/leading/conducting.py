@@ -26,15 +26,14 @@ from mpistream.model.errors import CoordinationError, EtcdUnreachable, Mpistream
 from mpistream.model.fault_points import reach
 from mpistream.model.job_messages import JobMessageKind
 from mpistream.model.scan import SectorEnd, Thresholds
-from mpistream.pipeline.deployment import Deployment
-from mpistream.pipeline.job_scan import JobScan
+from mpistream.pipeline.leading.deployment import Deployment
+from mpistream.pipeline.leading.job_scan import JobScan
 from mpistream.reduction.calibration import fit_sample
+from mpistream.storage.journal import SAMPLE_FILE
 
 _log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.25
-#: In the folder of a scan's journals: the packed statistics that its thresholds were calibrated from.
-SAMPLE_FILE = "sample"
 
 TellRanks = Callable[[JobMessageKind, dict[str, Any], bytes], None]
 

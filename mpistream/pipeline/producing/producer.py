@@ -23,15 +23,13 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import SectorEnd
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
-from mpistream.pipeline.producer_links import ProducerLinks
-from mpistream.pipeline.producer_news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
-from mpistream.pipeline.scan_book import ScanBook
-from mpistream.pipeline.sector_stream import SectorStream, check_window
-from mpistream.pipeline.stop_detector import StopDetector
+from mpistream.pipeline.producing.links import ProducerLinks
+from mpistream.pipeline.producing.news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
+from mpistream.pipeline.producing.scan_book import ScanBook
+from mpistream.pipeline.producing.sector_stream import SectorStream
+from mpistream.pipeline.producing.stop_detector import StopDetector
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
-
-__all__ = ["check_window", "run_producer"]
 
 _log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, MpistreamError
 from mpistream.model.routing_table import RankEndpoints
 from mpistream.model.scan import ScanSummary
-from mpistream.pipeline.assembly import gather_scan, summary_of_written, write_scan
-from mpistream.pipeline.leader import Assembled, AssemblyFailed, JobLeader
-from mpistream.pipeline.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.leading.leader import Assembled, AssemblyFailed, JobLeader
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
-from mpistream.pipeline.receiver import RankReceiver
-from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.pipeline.ranks.assembly import gather_scan, summary_of_written, write_scan
+from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.ranks.receiver import RankReceiver
+from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 from mpistream.reduction.rank_map import map_ranks
 from mpistream.transport.mailbox import Mailbox
 

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from mpistream.model.job_messages import JobMessage, JobMessageKind
-from mpistream.pipeline.watchdog import StalledError, Watchdog
+from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import JobHub, Sockets
 

@@ -17,7 +17,7 @@ from mpistream.model.errors import ConfigError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord, SectorEnd
-from mpistream.pipeline.producer_links import ProducerLinks, ScanOutlets
+from mpistream.pipeline.producing.links import ProducerLinks, ScanOutlets
 
 _log = logging.getLogger(__name__)
 

@@ -20,13 +20,12 @@ from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, SectorEnd, Thresholds
-from mpistream.pipeline.conducting import SAMPLE_FILE
-from mpistream.pipeline.orders import CountedScan
+from mpistream.pipeline.ranks.orders import CountedScan
 from mpistream.reduction.block_versions import choose_versions
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.delivery import rejected_records
-from mpistream.storage.journal import read_journal
+from mpistream.storage.journal import SAMPLE_FILE, read_journal
 from mpistream.storage.placement import remove_partials
 from mpistream.storage.recovery import dataset_of, read_summary
 from mpistream.storage.writer import write_dataset

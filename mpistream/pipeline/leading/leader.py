@@ -23,9 +23,9 @@ from mpistream.model.job_messages import JobMessage, JobMessageKind
 from mpistream.model.job_share import JobShare
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanSummary
-from mpistream.pipeline.conducting import Conducting
-from mpistream.pipeline.deployment import Deployment
-from mpistream.pipeline.job_scan import JobScan
+from mpistream.pipeline.leading.conducting import Conducting
+from mpistream.pipeline.leading.deployment import Deployment
+from mpistream.pipeline.leading.job_scan import JobScan
 from mpistream.transport.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)

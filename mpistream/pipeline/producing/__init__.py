@@ -1,0 +1,1 @@
+"""The producer process: it reads its sector and owes every block until a rank has it."""
