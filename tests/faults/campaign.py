@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,9 @@ from tests.faults.namespaces import Network, lacking
 from tests.faults.plans import BY_HAND, TESTBED
 from tests.faults.trials import Plan, Stage, TrialResult
 
-#: A supervisor pauses where a program has ended 5 times in a row within 10 s of its start. Two are kept in reserve.
-_MOST_ENDS, _WITHIN_SECONDS = 3, 62.0
+#: A supervisor pauses where a program has ended 5 times in a row within 10 s of its start, which takes a few seconds
+#: itself. Two ends are kept in reserve.
+_MOST_ENDS, _LIFE_SECONDS = 3, 16.0
 _LOSS_SECONDS = 2.0
 _MOST_AGAIN = 3
 
@@ -26,18 +27,20 @@ _MOST_AGAIN = 3
 class Pace:
     """When which program of the testbed was ended last, so that its supervisor does not pause."""
 
-    _ends: dict[str, deque[float]] = field(default_factory=dict)
+    _row: dict[str, tuple[float, int]] = field(default_factory=dict)  # the last end, and how many came in a row
 
     def allows(self, plan: Plan) -> bool:
-        now = time.monotonic()
         return plan.where != TESTBED or all(
-            sum(now - moment < _WITHIN_SECONDS for moment in self._ends.get(program, ())) + count <= _MOST_ENDS
-            for program, count in _programs_ended(plan).items()
+            self._in_a_row(program) + count <= _MOST_ENDS for program, count in _programs_ended(plan).items()
         )
 
     def note(self, plan: Plan) -> None:
         for program, count in _programs_ended(plan).items():
-            self._ends.setdefault(program, deque(maxlen=2 * _MOST_ENDS)).extend([time.monotonic()] * count)
+            self._row[program] = time.monotonic(), self._in_a_row(program) + count
+
+    def _in_a_row(self, program: str) -> int:
+        last, count = self._row.get(program, (0.0, 0))
+        return count if time.monotonic() - last < _LIFE_SECONDS else 0
 
 
 def _programs_ended(plan: Plan) -> dict[str, int]:
