@@ -128,7 +128,7 @@ def test_versions_that_lose_need_not_be_equal() -> None:
     assert choose([[WITHOUT_ONE, other], [FULL]]) == [([], [WITHOUT_ONE, other]), ([FULL], [])]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 3)), max_size=25))
 def test_each_block_is_chosen_once_and_none_is_fuller(versions: list[tuple[int, int, int]]) -> None:
     """On 4 ranks: versions are rank, block, how many sectors came."""

@@ -291,5 +291,5 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert {block for block in BLOCKS if self.sector.is_released(block)} == self.model.released
 
 
-DeliveryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+DeliveryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestDelivery = DeliveryMachine.TestCase

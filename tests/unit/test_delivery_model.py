@@ -285,7 +285,6 @@ def test_nothing_is_lost_and_nothing_hangs() -> None:
         settings=settings(
             max_examples=RUNS,
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         ),

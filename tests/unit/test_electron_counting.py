@@ -57,7 +57,7 @@ def missing_pixels(layout: SectorLayout, missing: np.ndarray) -> np.ndarray:
 # --- the definition
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), shape=shapes)
 def test_raw_frames_of_any_shape(data: st.DataObject, shape: tuple[int, int]) -> None:
     frame = data.draw(st_numpy.arrays(np.uint16, shape, elements=pixels))
@@ -68,7 +68,7 @@ def test_raw_frames_of_any_shape(data: st.DataObject, shape: tuple[int, int]) ->
     assert electrons_of(frame, background, xray) == count_frame(frame, background, xray).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=shapes,

@@ -72,7 +72,7 @@ def test_sectors_come_in_any_order(assembly: FrameAssembly, order: tuple[int, ..
     check_counts(block)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.tuples(*[st.integers(0, 15)] * SECTORS))
 def test_whatever_is_there_is_counted(present: tuple[int, ...]) -> None:
     assembly = FrameAssembly(RECORD)

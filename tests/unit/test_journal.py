@@ -19,7 +19,7 @@ from mpistream.storage.journal_record import HEAD_BYTES, MAGIC
 
 UID = UUID(int=0xABCD)
 BIT_MAPS = st.tuples(*[st.integers(0, 2**64 - 1)] * 4)
-IN_TMP_PATH = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_TMP_PATH = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make_block(

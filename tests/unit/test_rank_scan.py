@@ -387,7 +387,7 @@ def test_every_durability_acknowledges(tmp_path: Path, durability: Durability) -
 # whatever happens
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_what_is_acknowledged_is_in_the_journal_whatever_happens(tmp_path: Path, data: st.DataObject) -> None:
     """Sectors in any order, again and again, of empty and of full blocks, on a disk that is full now and then."""

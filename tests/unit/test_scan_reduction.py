@@ -151,7 +151,7 @@ def samples_of(record: ScanRecord, present: dict[int, list[int]] | None = None) 
     return samples
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_the_calibration_does_not_depend_on_the_order_of_arrival(data: st.DataObject) -> None:
     """Thresholds are fixed as soon as the sample is complete, and are then always the same."""

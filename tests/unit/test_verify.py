@@ -221,7 +221,7 @@ def test_datasets_that_do_not_say_what_was_sent(copy, tmp_path):
     assert outcomes(copy)["frames"] == "bad"
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_flipped_bit_of_an_event_array_goes_unnoticed(copy, path, data):
     with h5py.File(path) as file:
