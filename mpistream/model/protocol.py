@@ -198,6 +198,11 @@ def producer_of_answer(message: bytes | memoryview) -> int:
     return int(_PRODUCER_ID.unpack_from(message, _PREFIX.size)[0])
 
 
+def is_want(answer: bytes | memoryview) -> bool:
+    """Of an answer that ``producer_of_answer`` takes: whether it asks for blocks, rather than acknowledges some."""
+    return bool(_PREFIX.unpack_from(answer)[2] == Kind.WANT)
+
+
 @dataclass(frozen=True)
 class Hello:
     """The first message of whoever waits for acknowledgements: ``producer_id``, or None for an aggregator."""

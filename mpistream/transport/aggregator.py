@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mpistream.model.errors import ProtocolError
 from mpistream.model.fault_points import reach
-from mpistream.model.protocol import BlockHeader, Hello, producer_of_answer
+from mpistream.model.protocol import BlockHeader, Hello, is_want, producer_of_answer
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.transport.sockets import AnswerInlet, AnswerOutlet, DataInlet, DataOutlet, Sockets
 
@@ -92,7 +92,7 @@ class Aggregator:
             return
         # ranks tell every aggregator; another one passes on the answers to its own producers
         if producer_id in self._producers or self.answer_inlet.knows(producer_id):
-            self.answer_inlet.send(producer_id, message)
+            self.answer_inlet.send(producer_id, message, keep=not is_want(message))
 
     def _take(self, packed: bytes, payload: memoryview) -> None:
         try:
