@@ -25,6 +25,8 @@ def lacking() -> str:
 class Network:
     """One namespace per name, with an address of its own. The bridge has ``address``, which all of them reach.
 
+    Namespaces are entered by nsenter: `ip -n` would mount, which is not possible everywhere that this is.
+
     A context manager: leaving removes namespaces and bridge, whatever runs in them.
     """
 
@@ -65,9 +67,10 @@ class Network:
         _run("ip", "netns", "add", namespace)
         _run("ip", "link", "add", port, "type", "veth", "peer", "name", _INTERFACE, "netns", namespace)
         _run("ip", "link", "set", port, "master", self._tag, "up")
-        _run("ip", "-n", namespace, "addr", "add", f"{self.address_of(name)}/24", "dev", _INTERFACE)
+        inside = [*self.entering(name), "ip"]
+        _run(*inside, "addr", "add", f"{self.address_of(name)}/24", "dev", _INTERFACE)
         for interface in ("lo", _INTERFACE):
-            _run("ip", "-n", namespace, "link", "set", interface, "up")
+            _run(*inside, "link", "set", interface, "up")
 
     def cut(self, name: str) -> None:
         _run("ip", "link", "set", self._port(name), "down")
@@ -88,11 +91,12 @@ class Network:
 
     def slow(self, name: str, megabits_per_second: int) -> None:
         """Limits the rate at which it sends, with a queue of 50 ms; 0 ends it."""
+        inside = [*self.entering(name), "tc"]
         with contextlib.suppress(subprocess.CalledProcessError):
-            _run("tc", "-n", self._namespace(name), "qdisc", "del", "dev", _INTERFACE, "root")
+            _run(*inside, "qdisc", "del", "dev", _INTERFACE, "root")
         if megabits_per_second:
             rate = ["rate", f"{megabits_per_second}mbit", "burst", "1mb", "latency", "50ms"]
-            _run("tc", "-n", self._namespace(name), "qdisc", "add", "dev", _INTERFACE, "root", "tbf", *rate)
+            _run(*inside, "qdisc", "add", "dev", _INTERFACE, "root", "tbf", *rate)
 
     def remove(self) -> None:
         for name in self._numbers:

@@ -22,7 +22,7 @@ PRODUCERS = tuple(f"producers/{sector}" for sector in range(SECTORS))
 AGGREGATOR = "aggregators/second"
 REGISTRATIONS = {*PRODUCERS, AGGREGATOR, "groups/0", "groups/1"}
 ABSENT_SECONDS = 3.0
-LEASE_SECONDS = 30  # so long that a registration that is gone soon was withdrawn
+LEASE_SECONDS = 14  # so long that a registration that is gone soon was withdrawn
 
 
 @pytest.fixture(scope="module")
