@@ -126,6 +126,14 @@ def finish(command: "subprocess.Popen[str]", seconds: float = SECONDS) -> Finish
     return Finished(command.returncode, stdout, stderr)
 
 
+def refused(cli: CommandLine, output: Path, *arguments: object, words: tuple[str, ...]) -> Finished:
+    """A whole run that is refused, without a file at the output."""
+    before = sorted(output.parent.iterdir())
+    result = cli.run("testbed", "run", "--output", output, *arguments).failed_with(*words)
+    assert sorted(output.parent.iterdir()) == before
+    return result
+
+
 def processes_with(marker: str) -> dict[int, str]:
     """The running processes that have ``marker`` in their command line or environment: pid -> command line."""
     found = {}

@@ -46,6 +46,15 @@ def output(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     assert not left, f"unfinished files are left: {left}"
 
 
+@pytest.fixture
+def no_process_is_left(cli: CommandLine) -> Iterator[None]:
+    """Beside those of the module's testbed."""
+    running = cli.processes()
+    yield
+    with nothing_is_left(str(cli.folder), spared=running):
+        pass
+
+
 def unfinished_files(folder: Path) -> list[str]:
     """Partial datasets, and journals."""
     return [path.name for path in folder.iterdir() if ".partial" in path.name or ".journal" in path.name]

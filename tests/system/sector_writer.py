@@ -158,3 +158,16 @@ class MadeUpScan:
             )
             for number in self.present.tolist()
         ]
+
+
+#: The pixels of a sector without electrons.
+EMPTY = np.zeros(FRAME * FRAME // SECTORS, np.uint16)
+
+
+def write_frames(folder: Path, pixels: np.ndarray, sectors: int = SECTORS) -> Path:
+    """Two frames of four equal sectors each."""
+    folder.mkdir()
+    for sector in range(sectors):
+        records = [pack_record(1, number, 1, 2, number, pixels) for number in range(2)]
+        (folder / file_name(1, sector)).write_bytes(b"".join(records))
+    return folder

@@ -9,12 +9,18 @@ from collections import Counter
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 import pytest
 
 from tests.system.command_line import CommandLine, endpoint_in, etcdctl, finish, processes_with
 from tests.system.datasets import assert_frames_of, assert_same_events
-from tests.system.sector_writer import BACKGROUND, FRAME, SECTORS, XRAY, MadeUpScan, file_name, pack_record
+from tests.system.sector_writer import (
+    BACKGROUND,
+    EMPTY,
+    SECTORS,
+    XRAY,
+    MadeUpScan,
+    write_frames,
+)
 
 ROLES = {"supervisor": 1, "etcd": 1, "mpiexec": 1, "producer": 4, "aggregator": 1, "consumer": 4}
 LISTENING = ("etcd", "aggregator", "consumer")
@@ -44,16 +50,6 @@ def scan(testbed: CommandLine, source: str | Path, output: Path, *options: objec
     return testbed.run(
         "testbed", "scan", "--source", source, "--output", output, *THRESHOLDS, "--json", *options
     ).last_json
-
-
-def write_zeros(folder: Path) -> Path:
-    """A scan without a peak from which thresholds could be calibrated."""
-    folder.mkdir()
-    pixels = np.zeros(FRAME * FRAME // SECTORS, np.uint16)
-    for sector in range(SECTORS):
-        records = [pack_record(1, number, 1, 2, number, pixels) for number in range(2)]
-        (folder / file_name(1, sector)).write_bytes(b"".join(records))
-    return folder
 
 
 def test_ps_lists_every_process(testbed: CommandLine) -> None:
@@ -134,7 +130,7 @@ def test_what_others_write_into_etcd_harms_nothing(testbed: CommandLine, output:
 
 
 def test_a_scan_after_one_that_failed(testbed: CommandLine, output: Path) -> None:
-    zeros = write_zeros(testbed.folder / "zeros")
+    zeros = write_frames(testbed.folder / "zeros", EMPTY)
     testbed.run("testbed", "scan", "--source", f"files:{zeros}", "--output", output).failed_with("sample frames")
     assert not output.exists()
     assert scan(testbed, "sim:2x2?electrons=50", output)["frames"] == 4

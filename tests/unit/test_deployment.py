@@ -17,11 +17,11 @@ from mpistream.model.scan import CountingParameters, Durability
 from mpistream.pipeline.leading import job_scan
 from mpistream.pipeline.leading.leader import DeclaredDead
 from tests.etcd_server import EtcdServer
+from tests.unit.etcd_values import revoke_lease
 from tests.unit.made_up_job import MadeUpDeployment, MadeUpJob, failing
 from tests.unit.made_up_registry import LEASE_SECONDS, MadeUpProducers, OtherProcess
 from tests.unit.picture import until
 from tests.unit.test_calibration import pedestal_frames, sample
-from tests.unit.test_coordination import revoke_lease
 
 ASSEMBLE, PREPARE, THRESHOLDS = JobMessageKind.ASSEMBLE, JobMessageKind.PREPARE, JobMessageKind.THRESHOLDS
 
