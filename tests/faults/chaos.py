@@ -131,8 +131,8 @@ class _Answers:
         for answer in self._mischief.due():
             self._inlet.send(*answer)
 
-    def send(self, *answer: Any) -> None:
-        for passing in self._mischief.passing(answer):
+    def send(self, producer_id: int, message: bytes, keep: bool = True) -> None:
+        for passing in self._mischief.passing((producer_id, message, keep)):
             self._inlet.send(*passing)
 
 
