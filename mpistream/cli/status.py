@@ -82,7 +82,8 @@ def scan_lines(scan: ScanView) -> list[str]:
     if scan.rates:
         counted += f", {scan.rates['frames']:.0f} frames/s, {scan.rates['raw_bytes'] / 1e9:.2f} GB/s"
     lines.append(f"             {counted}")
-    lines.append(f"             {scan.source} -> {scan.output}")
+    has_dataset = scan.complete is not None or not scan.state.is_final
+    lines.append(f"             {scan.source} -> {scan.output if has_dataset else 'no dataset'}")
     if scan.state.is_final and scan.state is not ScanState.COMMITTED:
         lines.append(f"             {scan.reason}")
     return lines

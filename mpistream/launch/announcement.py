@@ -8,6 +8,7 @@ from pathlib import Path
 from mpistream.acquisition.source import files_of_source
 from mpistream.control.registry import Registry
 from mpistream.launch.absence import check_present
+from mpistream.launch.inspection import read_scans
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.config import Config
 from mpistream.model.errors import StorageError
@@ -81,8 +82,17 @@ def _journals(draft: ScanRecord, config: Config) -> str:
 
 
 def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:
-    """Writes the scan's record. Raises ScanFailed where a process that it needs is not running."""
+    """Writes the scan's record. Raises ScanFailed where a process that it needs is not running, and StorageError where
+    another scan that has not ended is to have the output's name.
+    """
     check_present(registry, draft.direct)
+    for uid, other in read_scans(registry).items():
+        is_same = other.facts.is_unfinished and other.facts.target == draft.output
+        if is_same and uid != draft.uid and not draft.overwrite:
+            raise StorageError(
+                f"{draft.output} is the output of scan {uid}, which has not ended",
+                "give another output; or end that scan: mpistream scan abort",
+            )
     record = draft.model_copy(update={"announced_unix_seconds": time.time()})
     registry.announce(record)
     return record

@@ -107,6 +107,17 @@ def test_a_scan_is_announced_as_it_was_drafted(request_: ScanRequest, etcd: Coor
     assert record.announced_unix_seconds >= draft.announced_unix_seconds
 
 
+def test_an_output_has_one_scan_at_a_time(request_: ScanRequest, etcd: Coordination) -> None:
+    first, second = draft_scan(request_, Config())[0], draft_scan(request_, Config())[0]
+    with deployment(etcd) as running:
+        announce(running.registry, first)
+        with pytest.raises(StorageError, match=str(first.uid)):
+            announce(running.registry, second)
+        assert running.registry.record(second.uid) is None
+        running.registry.set_state(first.uid, ScanState.ABORTED, ScanFailed("enough"))
+        announce(running.registry, second)
+
+
 def test_a_scan_is_announced_only_where_all_that_it_needs_is_there(request_: ScanRequest, etcd: Coordination) -> None:
     draft, _ = draft_scan(request_, Config())
     with deployment(etcd, [name for name in EVERYTHING if not name.startswith("aggregators")]) as running:
