@@ -138,9 +138,11 @@ def test_a_rank_asks_every_producer_through_the_aggregator(bench: Bench) -> None
     bench.until(lambda: all(map(bench.aggregator.answer_inlet.knows, ears)) and rank.answers.knows_an_aggregator)
     for producer_id in ears:
         rank.want(producer_id)
-    heard: list[object] = []
-    bench.until(lambda: heard.extend(a for ear in ears.values() for a in ear.receive()) or len(heard) == 4)
-    assert heard == [Want(producer_id, UID, 1) for producer_id in range(4)]
+    heard: list[tuple[int, object]] = []
+    bench.until(
+        lambda: heard.extend((number, a) for number, ear in ears.items() for a in ear.receive()) or len(heard) == 4
+    )
+    assert dict(heard) == {producer_id: Want(producer_id, UID, 1) for producer_id in range(4)}
 
 
 def test_ranks_and_producers_find_another_aggregator(bench: Bench) -> None:
