@@ -34,7 +34,7 @@ demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KE
 	@$(BIN)/mpistream demo $(if $(KEEP),--keep)
 
 test: setup lint ## every test, with real MPI, ZeroMQ, etcd and parallel HDF5
-	$(BIN)/python -m pytest tests/unit --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/mpi tests/system --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/faults
 
