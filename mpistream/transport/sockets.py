@@ -24,7 +24,7 @@ from uuid import uuid4
 import zmq
 
 from mpistream.model.errors import MpistreamError, ProtocolError
-from mpistream.model.job_messages import JobMessage, Numbered
+from mpistream.model.job_messages import JobMessage, LostMessageError, Numbered
 from mpistream.model.protocol import Ack, Hello, Want, unpack_answer
 
 _log = logging.getLogger(__name__)
@@ -285,15 +285,29 @@ class JobHub:
         self._ranks: dict[bytes, Numbered] = {}
 
     def receive(self) -> Iterator[JobMessage]:
-        """What has come, without waiting. Raises LostMessageError, ProtocolError."""
+        """What the ranks have said, without waiting. Raises LostMessageError, ProtocolError."""
         while True:
             try:
                 identity, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if identity not in self._ranks:
-                self._ranks[identity] = Numbered(identity.decode(errors="replace"))
-            yield self._ranks[identity].unpack(parts)
+            if identity in self._ranks:
+                yield self._ranks[identity].unpack(parts)
+            elif (first := self._first_of(identity, parts)) is not None:
+                yield first
+
+    def _first_of(self, identity: bytes, parts: list[bytes]) -> JobMessage | None:
+        """The first message of a rank. None for a stranger's: someone else's peer that connects anew may find this job
+        at a port that has changed hands.
+        """
+        numbered = Numbered(identity.decode(errors="replace"))
+        try:
+            message = numbered.unpack(parts)
+        except (LostMessageError, ProtocolError) as error:
+            _log.warning("left out what no rank of this job has said: %s", error)
+            return None
+        self._ranks[identity] = numbered
+        return message
 
     def tell_all(self, message: JobMessage) -> None:
         """Sends to every rank that has spoken. What one that is not connected cannot get, it will miss."""
