@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -73,8 +73,7 @@ def main() -> None:
     try:
         mpistream(prog_name="mpistream", standalone_mode=False)
     except MpistreamError as error:
-        print(f"mpistream: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
     except BrokenPipeError:
         # who read the output has gone; what is left in the buffer must not complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,12 +81,17 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"mpistream: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        print("  check the path, its permissions and the space left", file=sys.stderr)
-        sys.exit(1)
+        _fail(
+            MpistreamError(f"{error.filename}: {error.strerror}", "check the path, its permissions and the space left")
+        )
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("mpistream: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(error: MpistreamError) -> NoReturn:
+    print(f"mpistream: error: {error}", file=sys.stderr)
+    sys.exit(1)

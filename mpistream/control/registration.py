@@ -35,7 +35,7 @@ class Registration:
         self._closed = threading.Event()
         self._lock = threading.Lock()  # over the value: what is written last is what was given last
         self._is_written = True
-        self._thread = threading.Thread(target=self._run, name=f"lease {key}", daemon=True)
+        self._thread = vital_thread(self._keep_alive, f"lease {key}", self._closed)
 
     @property
     def value(self) -> Any:
@@ -107,10 +107,6 @@ class Registration:
             there = self._client.get(self._key)
             if there is not None and self._is_mine(there):
                 self._is_written = self._client.replace(self._key, there, self._value, self._lease)
-
-    def _run(self) -> None:
-        with vital_thread(self._closed):
-            self._keep_alive()
 
     def _keep_alive(self) -> None:
         registered = True

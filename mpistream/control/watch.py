@@ -34,7 +34,7 @@ class Watch:
         except BaseException:
             self._client.close()
             raise
-        self._thread = threading.Thread(target=self._run, name=f"watch {key}", daemon=True)
+        self._thread = vital_thread(self._run, f"watch {key}", self._closed)
         self._thread.start()
 
     def _list(self) -> int:
@@ -57,10 +57,6 @@ class Watch:
             _log.exception("ignored a change of %s%s in etcd: %r", self._key, key, value)
 
     def _run(self) -> None:
-        with vital_thread(self._closed):
-            self._follow()
-
-    def _follow(self) -> None:
         pause_seconds = 0.1
         listed = True
         while not self._closed.is_set():

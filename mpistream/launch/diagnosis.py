@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from mpistream.control.run_state import ScanState
+from mpistream.control.run_state import UNDER_WAY, ScanState
 from mpistream.launch.absence import absent_producers
 from mpistream.launch.inspection import DeploymentView, JobView, ProcessView, ScanView
 from mpistream.model.config import Config
@@ -99,7 +99,7 @@ def _silent(who: str, process: ProcessView) -> Iterator[str]:
 
 
 def _scans_are_under_way(view: DeploymentView) -> bool:
-    return any(scan.state in (ScanState.STREAMING, ScanState.DRAINING) for scan in view.scans)
+    return any(scan.state in UNDER_WAY for scan in view.scans)
 
 
 def short(scan: ScanView) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from mpistream.control.coordination import Change
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.run_state import ScanState
 from mpistream.control.scan_facts import ScanFacts
@@ -133,21 +132,17 @@ class KnownScan:
 def read_scans(registry: Registry) -> dict[UUID, KnownScan]:
     """The scans with their keys as they stand at one moment. What is no key of a scan is left out."""
     found: dict[UUID, KnownScan] = {}
-
-    def take(change: Change) -> None:
-        key, value = change
+    for key, value in registry.scan_keys().items():
         uid_text, _, what = key.partition("/")
         try:
             uid = UUID(uid_text)
             scan = found.setdefault(uid, KnownScan(ScanFacts(uid)))
             if what == "summary":
                 scan.summary = ScanSummary.model_validate(value)
-            elif value is not None:
+            else:
                 scan.facts.take(what, value)
         except (ValueError, KeyError, TypeError):
-            return  # written by hand, or by another release
-
-    registry.watch_scans(take).close()
+            continue  # written by hand, or by another release
     return {uid: scan for uid, scan in found.items() if scan.facts.record and scan.facts.status}
 
 

@@ -34,21 +34,24 @@ class Child:
     @property
     def is_running(self) -> bool:
         """Also while it is stopped."""
-        if self.popen.returncode is not None:
-            return False
-        # Not reaped yet: until it is, its number, which is also that of its session, is nobody else's.
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return self._status() is None
 
     @property
     def was_killed(self) -> bool:
         """By a signal, or it ended since a process of it was; False while it is running."""
-        status = self.popen.returncode
-        if status is None:
-            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return False
-            status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        return status < 0 or _is_of_a_signal(status)
+        status = self._status()
+        return status is not None and (status < 0 or _is_of_a_signal(status))
+
+    def _status(self) -> int | None:
+        """As Popen has it. The process is not reaped: until it is, its number, which is also that of its session, is
+        nobody else's.
+        """
+        if self.popen.returncode is not None:
+            return self.popen.returncode
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def how_it_ended(self) -> str:
         """For people, with the process's own last words. Only once it is not running."""

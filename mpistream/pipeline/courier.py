@@ -30,7 +30,7 @@ class Courier:
         self._status: Action | None = None
         self._status_due = 0.0
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread = vital_thread(self._run, "courier", self._closed)
         self._thread.start()
 
     def do(self, action: Action) -> None:
@@ -42,10 +42,6 @@ class Courier:
         self._status = status
 
     def _run(self) -> None:
-        with vital_thread(self._closed):
-            self._serve()
-
-    def _serve(self) -> None:
         while True:
             try:
                 action = self._actions.get(timeout=_STATUS_SECONDS)

@@ -14,6 +14,9 @@ from typing import Any
 
 SECONDS = 120  # the deadline of a command; what a healthy one needs is far below, even on a slow machine
 _TURN_SECONDS = 0.02
+#: Options of a scan, and a small one, with which nothing is wrong.
+THRESHOLDS = ("--background", 60, "--xray", 2000)
+SMALL = ("--source", "sim:2x2?electrons=50", *THRESHOLDS)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:

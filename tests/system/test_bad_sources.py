@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.system.command_line import CommandLine, refused
+from tests.system.command_line import SMALL, THRESHOLDS, CommandLine, refused
 from tests.system.sector_writer import (
     EMPTY,
     FRAME,
@@ -20,9 +20,6 @@ from tests.system.sector_writer import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
-
-THRESHOLDS = ("--background", 60, "--xray", 2000)
-SMALL = ("--source", "sim:2x2?electrons=50", *THRESHOLDS)
 
 
 # --- sector files

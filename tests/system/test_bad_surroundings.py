@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.command_line import CommandLine, finish, refused, wait_until
+from tests.system.command_line import SMALL, THRESHOLDS, CommandLine, finish, refused, wait_until
 from tests.system.sector_writer import EMPTY, write_frames
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
-
-THRESHOLDS = ("--background", 60, "--xray", 2000)
-SMALL = ("--source", "sim:2x2?electrons=50", *THRESHOLDS)
 
 
 # --- the output

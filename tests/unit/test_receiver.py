@@ -103,6 +103,15 @@ class OneRank:
             if sorted(found) == sorted(blocks):
                 return message.fields
 
+    def flushed(self, uid: UUID) -> list[int]:
+        """The blocks that the leader hears of until it is told that nothing is left."""
+        found: list[int] = []
+        while True:
+            message = self.says(uid, COUNTED)
+            found += np.frombuffer(message.binary, "<u8").tolist()
+            if message.fields["flushed"]:
+                return found
+
     def send(self, record: ScanRecord, block: int, *sectors: int, present: int = 0b1111) -> None:
         for sector in sectors or range(SECTORS):
             header, payload = block_message(record, block, sector, present)
@@ -291,13 +300,7 @@ def test_a_flush_is_told_when_nothing_is_left(rank: OneRank) -> None:
     rank.send(record, 2, 1)
     rank.order(JobMessageKind.CUT, uid=str(record.uid), sectors=[0, 1, 2, 3])
     rank.order(JobMessageKind.FLUSH, uid=str(record.uid))
-    found: list[int] = []
-    while True:
-        message = rank.says(record.uid, COUNTED)
-        found += np.frombuffer(message.binary, "<u8").tolist()
-        if message.fields["flushed"]:
-            break
-    assert found == [2]
+    assert rank.flushed(record.uid) == [2]
 
 
 def table(rank: OneRank, mine: bool) -> RoutingTable:
@@ -492,13 +495,7 @@ def test_a_flush_waits_for_what_is_still_to_be_counted(slow_rank: OneRank) -> No
     rank = slow_rank
     record = blocks_to_count_at_once(rank, "cut")
     rank.order(JobMessageKind.FLUSH, uid=str(record.uid))
-    found: list[int] = []
-    while True:
-        message = rank.says(record.uid, COUNTED)
-        found += np.frombuffer(message.binary, "<u8").tolist()
-        if message.fields["flushed"]:
-            break
-    assert found == list(BLOCKS)
+    assert rank.flushed(record.uid) == list(BLOCKS)
     assert rank.aborts == []
 
 
