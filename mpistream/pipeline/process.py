@@ -31,9 +31,12 @@ def new_incarnation() -> int:
 
 
 def on_termination(callback: Callable[[], None]) -> None:
-    """Calls ``callback`` when this process is asked to end (SIGTERM, Ctrl-C)."""
+    """Calls ``callback`` when this process is asked to end (SIGTERM, Ctrl-C), once however often it is asked."""
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # An interpreter that ends puts back the default action, which would kill it; what is ignored stays ignored.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         callback()
 
     signal.signal(signal.SIGTERM, handle)

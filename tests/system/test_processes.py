@@ -1,13 +1,15 @@
 """The processes started one by one from a configuration file, as on several hosts."""
 
 import json
-import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mpistream.launch.local import MPI_ENVIRONMENT, etcd_command, free_port, mpiexec
@@ -188,11 +190,16 @@ def test_a_producer_that_stays_away(deployment: Deployment, output: Path) -> Non
 
 
 def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:
-    """This is what srun sends."""
-    for rank in deployment.cli.ranks():
-        os.kill(rank, signal.SIGTERM)
+    """This is what srun sends, and a rank may hear of it only when the others have long begun to end."""
+    command = deployment.commands["groups"]
+    ranks = [psutil.Process(rank) for rank in deployment.cli.ranks()]
+    deadline = time.monotonic() + LEASE_SECONDS / 2
+    while command.poll() is None and time.monotonic() < deadline:
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.terminate()
     deployment.wait_until_withdrawn("groups")
-    assert_ended_cleanly(deployment.commands["groups"])
+    assert_ended_cleanly(command)
     deployment.scan("sim:2x2", output).failed_with("no rank group is registered")
 
 

@@ -134,6 +134,7 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
     receiver = RankReceiver(config, comm.rank, comm.size, new_incarnation(), orders, watchdog, abort)
     ranks = tuple(comm.allgather(receiver.endpoints(rank_map.group, rank_map.host)))
     name = f"{ranks[0].host}-{ranks[0].pid}-{ranks[0].incarnation}"
+    on_termination(receiver.request_stop)
     with ExitStack() as stack:
         ranks = tuple(replace(rank, job=name) for rank in ranks)
         registry = registration = leader = None
@@ -146,7 +147,6 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
         comm.Barrier()
         receiver.start(comm.bcast(receiver.talk.hub_endpoint))
         stack.callback(receiver.stop)
-        on_termination(receiver.request_stop)
         if registry and rank_map.is_leader:
             leader = _lead(config, registry, name, ranks, receiver)
             stack.callback(leader.close)
