@@ -9,7 +9,8 @@ SYSTEM_PACKAGES ?= yes
 MPI4PY_FLAGS ?=
 
 PACKAGES := build-essential pkg-config python3 python3-venv python3-dev \
-            openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client iproute2 nftables
+            openmpi-bin libopenmpi-dev libhdf5-openmpi-dev etcd-server etcd-client iproute2 nftables \
+            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libpmix2 numactl rsync shellcheck
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check

@@ -2,7 +2,8 @@
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpistream.acquisition.source import files_of_source
@@ -21,7 +22,10 @@ from mpistream.storage.small_files import check_targets
 
 @dataclass(frozen=True)
 class ScanRequest:
-    """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from."""
+    """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from.
+
+    ``session`` and ``labels`` as in the scan's record.
+    """
 
     source: str
     output: Path
@@ -29,6 +33,8 @@ class ScanRequest:
     overwrite: bool = False
     direct: bool = False
     thresholds: Path | None = None
+    session: str = ""
+    labels: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
@@ -58,6 +64,8 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
             "journals": _journals(draft, config),
             "durability": Durability(config.journal.durability),
             "detectors": config.detectors.virtual,
+            "session": request.session,
+            "labels": dict(request.labels),
         }
     )
     if counting.background is not None and counting.background < 0:

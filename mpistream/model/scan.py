@@ -118,7 +118,8 @@ class ScanRecord(_Record):
     """The immutable record of a scan, written once before its first block.
 
     ``journals`` is the folder in which its ranks journal what they have counted; it is there only while the scan lasts.
-    ``detectors`` stand here, since all jobs that count the scan must look at the same ones.
+    ``detectors`` stand here, since all jobs that count the scan must look at the same ones. ``session`` is the one that
+    the scan belongs to, if any. ``labels`` are for those who use the dataset: a tilt angle, a point in time.
     """
 
     uid: UUID
@@ -138,6 +139,8 @@ class ScanRecord(_Record):
     journals: str = ""
     durability: Durability = Durability.WRITE
     announced_unix_seconds: float
+    session: str = ""
+    labels: dict[str, str | int | float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _first_before_last(self) -> Self:
