@@ -8,6 +8,9 @@ from mpistream.cli.options import config_option, load_config
 from mpistream.model.geometry import SECTORS
 
 host_option = click.option("--host", help="Address that the sockets bind, instead of [network] host.")
+interface_option = click.option(
+    "--interface", metavar="NAME", help="Network interface whose address that is, instead of [network] interface."
+)
 etcd_option = click.option(
     "--etcd", multiple=True, metavar="HOST:PORT", help="etcd's address, not the file's; repeatable."
 )
@@ -30,6 +33,7 @@ def produce(config: Path | None, etcd: tuple[str, ...], sector: int) -> None:
 @config_option
 @etcd_option
 @host_option
+@interface_option
 @click.option("--name", help="Tells several aggregators apart.")
 @click.option("--data-port", type=int, help="Port for blocks; 0 takes any free one.")
 @click.option("--answer-port", type=int, help="Port for acknowledgements; 0 takes any free one.")
@@ -37,6 +41,7 @@ def aggregate(
     config: Path | None,
     etcd: tuple[str, ...],
     host: str | None,
+    interface: str | None,
     name: str | None,
     data_port: int | None,
     answer_port: int | None,
@@ -49,6 +54,7 @@ def aggregate(
             config,
             etcd__endpoints=list(etcd) or None,
             network__host=host,
+            network__interface=interface,
             aggregator__name=name,
             aggregator__data_port=data_port,
             aggregator__answer_port=answer_port,
@@ -60,8 +66,11 @@ def aggregate(
 @config_option
 @etcd_option
 @host_option
+@interface_option
 @click.option("--ranks-per-group", type=int, help="Ranks in a group; 0: those of a node.")
-def consume(config: Path | None, etcd: tuple[str, ...], host: str | None, ranks_per_group: int | None) -> None:
+def consume(
+    config: Path | None, etcd: tuple[str, ...], host: str | None, interface: str | None, ranks_per_group: int | None
+) -> None:
     """A rank of the MPI job: receives frames, counts electrons and writes datasets together with the other ranks.
 
     Start all ranks at once: mpiexec -n 4 mpistream consume --config FILE, or with srun.
@@ -73,6 +82,7 @@ def consume(config: Path | None, etcd: tuple[str, ...], host: str | None, ranks_
             config,
             etcd__endpoints=list(etcd) or None,
             network__host=host,
+            network__interface=interface,
             ranks__ranks_per_group=ranks_per_group,
         )
     )

@@ -91,7 +91,8 @@ def scan_lines(scan: ScanView) -> list[str]:
 
 def _print_job(job: JobView) -> None:
     roles = [role for role, has in (("conducts", job.conducts), ("gets blocks", job.is_routed_to)) if has]
-    click.echo(f"job          {job.job}{', ' + ', '.join(roles) if roles else ''}{_age(job.age_seconds)}")
+    batch = f", batch job {job.batch_job}" if job.batch_job else ""
+    click.echo(f"job          {job.job}{batch}{', ' + ', '.join(roles) if roles else ''}{_age(job.age_seconds)}")
     for rank in job.ranks:
         silent = "" if rank.silent_seconds is None else f", heard {rank.silent_seconds:.1f} s ago"
         frames = sum(numbers.get("frames", 0) for numbers in rank.scans.values())

@@ -19,6 +19,7 @@ from mpistream.cli.options import (
     scan_options,
 )
 from mpistream.cli.report import ScanProgress, print_json, print_summary
+from mpistream.cli.slurm_testbed import slurm
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
 from mpistream.launch import single_run
@@ -30,6 +31,7 @@ from mpistream.launch.supervisor import down as end_testbed
 from mpistream.launch.supervisor import ps as list_testbed
 from mpistream.launch.supervisor import supervise as supervise_testbed
 from mpistream.launch.supervisor import up as start_testbed
+from mpistream.launch.testbed import Testbed
 from mpistream.model.config import Config
 from mpistream.model.scan import ScanRecord
 from mpistream.pipeline.process import connect_etcd, open_registry
@@ -121,7 +123,8 @@ def up(groups: int, ranks_per_group: int, folder: Path | None, config: Path | No
     """
     load_config(config)
     place = (folder or default_folder()).absolute()
-    goes_on = start_testbed(place, groups, ranks_per_group, config.absolute() if config else None, fresh)
+    layout = ["supervise", "--groups", str(groups), "--ranks-per-group", str(ranks_per_group)]
+    goes_on = start_testbed(place, layout, config.absolute() if config else None, fresh)
     what = "is up again, and unfinished scans go on" if goes_on else "is up"
     click.echo(f"the testbed {what} in {place}; next: mpistream testbed scan --source sim:32x32 --output scan.h5")
 
@@ -184,4 +187,8 @@ def down(folder: Path | None) -> None:
 @config_option
 def supervise(groups: int, ranks_per_group: int, folder: Path, config: Path | None) -> None:
     """What `testbed up` runs in the background."""
-    supervise_testbed(folder, groups, ranks_per_group, load_config(config) if config else None)
+    base = load_config(config) if config else None
+    supervise_testbed(folder, lambda place: Testbed(place, groups, ranks_per_group, base=base))
+
+
+testbed.add_command(slurm)

@@ -127,7 +127,7 @@ def examine(config_path: Path | None = None) -> Iterator[Finding]:
     local = config_path is None
     yield _Check("etcd", _etcd_server, "apt-get install etcd-server", necessary=local).find()
     yield _Check("etcdctl", _etcdctl, "apt-get install etcd-client; it shows people what etcd holds", False).find()
-    host = "127.0.0.1"
+    config: Config | None = None
     if config_path is not None:
         loaded: list[Config] = []
         yield _Check("configuration", partial(_configuration, config_path, loaded), "mend the file").find()
@@ -135,8 +135,8 @@ def examine(config_path: Path | None = None) -> Iterator[Finding]:
             yield _Check("configured etcd", partial(_configured_etcd, loaded[0]), "start etcd there").find()
             for name, folder in _configured_folders(loaded[0]).items():
                 yield _Check(name, partial(_writable_folder, Path(folder)), "make it, or name another one").find()
-            host = loaded[0].network.host
-    yield _Check("ZeroMQ", partial(_zeromq, host), f"check [network] host and the firewall, or {_SETUP}").find()
+            config = loaded[0]
+    yield _Check("ZeroMQ", partial(_zeromq, config), f"check [network] host and the firewall, or {_SETUP}").find()
     yield _Check("open files", _open_files, "raise the limit: ulimit -n 4096", False).find()
     yield _Check("shared memory", _shared_memory, "enlarge /dev/shm (a container: --shm-size=1g)", False).find()
     yield _Check("temporary folder", _temporary_folder, "set TMPDIR to a folder with more room").find()
@@ -243,8 +243,11 @@ def _writable_folder(folder: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free in {folder}"
 
 
-def _zeromq(host: str) -> str:
-    result = _result(_run([sys.executable, "-c", _SEND, host]))
+def _zeromq(config: "Config | None") -> str:
+    from mpistream.transport.interface import own_address
+
+    address = own_address(config.network) if config else "127.0.0.1"
+    result = _result(_run([sys.executable, "-c", _SEND, address]))
     return f"version {result['version']}; sent and received at {result['endpoint']}"
 
 

@@ -49,7 +49,9 @@ class ScanView:
 
 @dataclass(frozen=True)
 class RankView:
-    """A rank. ``silent_seconds``: since its leader heard of it; ``scans``: its totals by uid."""
+    """A rank. ``silent_seconds``: since its leader heard of it; ``scans``: its totals by uid; ``cores``: those that it
+    may use.
+    """
 
     rank: int
     group: int
@@ -58,11 +60,14 @@ class RankView:
     endpoint: str
     silent_seconds: float | None
     scans: dict[str, Numbers]
+    cores: str = ""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A registered MPI job. ``age_seconds``: since its leader wrote what is known of its ranks."""
+    """A registered MPI job. ``age_seconds``: since its leader wrote what is known of its ranks; ``batch_job``: the
+    scheduler's number of the job that it is part of, empty without one.
+    """
 
     job: str
     conducts: bool
@@ -71,6 +76,7 @@ class JobView:
     groups_registered: int
     ranks: tuple[RankView, ...]
     age_seconds: float | None
+    batch_job: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,16 @@ def _jobs(registry: Registry, table: RoutingTable | None, conductor: str | None)
         ranks = [_rank(rank, status) for group in of_job for rank in group.ranks]
         routed = table is not None and job in table.jobs
         views.append(
-            JobView(job, job == conductor, routed, of_job[0].groups, len(of_job), tuple(ranks), _age_seconds(status))
+            JobView(
+                job,
+                job == conductor,
+                routed,
+                of_job[0].groups,
+                len(of_job),
+                tuple(ranks),
+                _age_seconds(status),
+                of_job[0].batch_job,
+            )
         )
     return views
 
@@ -232,6 +247,7 @@ def _rank(rank: RankEndpoints, status: Numbers) -> RankView:
         rank.data_endpoint,
         said.get("silent_seconds"),
         said.get("scans", {}),
+        rank.cores,
     )
 
 

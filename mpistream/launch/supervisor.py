@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -32,10 +33,11 @@ def default_folder() -> Path:
     return Path(state) / "mpistream" / "testbed"
 
 
-def up(path: Path, groups: int, ranks_per_group: int, base: Path | None = None, fresh: bool = False) -> bool:
+def up(path: Path, layout: Sequence[str], base: Path | None = None, fresh: bool = False) -> bool:
     """Starts a supervisor in the background and returns when all its processes are registered.
 
-    What the folder's last testbed has left unfinished goes on: then True is returned. ``fresh``: it is removed instead.
+    ``layout``: the subcommand of `mpistream testbed` that holds such a testbed, and its options. What the folder's last
+    testbed has left unfinished goes on: then True is returned. ``fresh``: it is removed instead.
     """
     folder = TestbedFolder(path)
     if folder.is_running():
@@ -47,8 +49,7 @@ def up(path: Path, groups: int, ranks_per_group: int, base: Path | None = None, 
         folder.end_leftovers()
         if fresh or not goes_on:
             folder.clear()
-    command = [sys.executable, "-m", "mpistream", "testbed", "supervise", "--folder", str(folder.path)]
-    command += ["--groups", str(groups), "--ranks-per-group", str(ranks_per_group)]
+    command = [sys.executable, "-m", "mpistream", "testbed", *layout, "--folder", str(folder.path)]
     command += ["--config", str(base)] if base else []
     with folder.log.open("ab") as log:
         log_start = log.seek(0, os.SEEK_END)
@@ -78,7 +79,7 @@ def _after_failed_start(folder: TestbedFolder, goes_on: bool) -> str:
     return f"logs: {folder.path}{without}"
 
 
-def supervise(path: Path, groups: int, ranks_per_group: int, base: Config | None) -> None:
+def supervise(path: Path, make_testbed: Callable[[TestbedFolder], Testbed]) -> None:
     """The supervisor itself: holds a testbed until SIGTERM, and starts again those of its processes that end."""
     folder = TestbedFolder(path)
     with folder.held():
@@ -87,7 +88,7 @@ def supervise(path: Path, groups: int, ranks_per_group: int, base: Config | None
         def end(number: int, frame: FrameType | None) -> None:
             ending.set()
 
-        with Testbed(folder, groups, ranks_per_group, base=base) as testbed:
+        with make_testbed(folder) as testbed:
             # Before, a signal interrupts the start.
             signal.signal(signal.SIGTERM, end)
             signal.signal(signal.SIGINT, end)

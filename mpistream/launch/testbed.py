@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _TURN_SECONDS = 0.05
-_HOST = "127.0.0.1"
+LOCAL_HOST = "127.0.0.1"
 
 
 class Testbed:
@@ -32,7 +32,7 @@ class Testbed:
 
     A context manager: entering starts everything and waits until it is registered, leaving ends it all. Where the
     folder still has the configuration and etcd's data of an earlier testbed, its scans go on. ``say`` is told of every
-    process that ended and was started again.
+    process that ended and was started again. Without groups there is no MPI job; what runs is reached at ``host``.
     """
 
     __test__ = False  # no test class, whatever its name begins with
@@ -45,20 +45,22 @@ class Testbed:
         with_aggregator: bool = True,
         base: Config | None = None,
         say: Callable[[str], None] = _log.warning,
+        host: str = LOCAL_HOST,
     ) -> None:
         self.folder = folder
         self.unfinished: tuple[str, ...] = ()
         self._ranks = groups * ranks_per_group
         self._with_aggregator = with_aggregator
         self._say = say
-        kept = Config.load(folder.config_path) if folder.config_path.exists() else None
-        self._client_port, self._peer_port = _client_port(kept), free_port()
+        self._host = host
+        kept = kept_config(folder)
+        self._client_port, self._peer_port = _client_port(kept, host), free_port()
         base = base or kept or Config()
         self.config = base.model_copy(
             update={
                 "deployment": "testbed",
                 "etcd": EtcdConfig(
-                    endpoints=[f"{_HOST}:{self._client_port}"],
+                    endpoints=[f"{host}:{self._client_port}"],
                     timeout_seconds=base.etcd.timeout_seconds,
                     lease_seconds=base.etcd.lease_seconds,
                 ),
@@ -97,7 +99,7 @@ class Testbed:
         self._programs.append(SupervisedProgram(program))
 
     def _start_etcd(self) -> None:
-        self._start("etcd", "etcd", etcd_command(self.folder.etcd, self._client_port, self._peer_port))
+        self._start("etcd", "etcd", etcd_command(self.folder.etcd, self._client_port, self._peer_port, self._host))
         self._wait(self._etcd_answers, "answer")
 
     def _etcd_answers(self) -> bool:
@@ -120,7 +122,10 @@ class Testbed:
             command = [*mpistream, "produce", *config, "--sector", str(sector)]
             self._start("producer", f"producer-{sector}", command)
         if self._with_aggregator:
-            self._start("aggregator", "aggregator", [*mpistream, "aggregate", *config])
+            at = ["--host", self._host] if self._host != LOCAL_HOST else []
+            self._start("aggregator", "aggregator", [*mpistream, "aggregate", *config, *at])
+        if not self._ranks:
+            return
         command = [mpiexec(), "-n", str(self._ranks), *mpistream, "consume", *config]
         self._start("mpiexec", "consumers", command, processes=1 + self._ranks)
 
@@ -134,10 +139,10 @@ class Testbed:
         pids = {entry.pid for entry in registry.producers()} | {entry.pid for entry in registry.aggregators()}
         ranks = [rank for group in registry.groups() for rank in group.ranks if self._is_ours(rank.pid)]
         return (
-            table is not None
+            (table is not None or not self._ranks)
             and {child.pid for child in self._children("producer", "aggregator")} <= pids
             and len(ranks) == self._ranks
-            and {rank.incarnation for rank in ranks} <= table.incarnations
+            and (table is None or {rank.incarnation for rank in ranks} <= table.incarnations)
         )
 
     def _is_ours(self, rank_pid: int) -> bool:
@@ -235,11 +240,16 @@ class Testbed:
             return ("unknown",)
 
 
-def _client_port(kept: Config | None) -> int:
+def kept_config(folder: TestbedFolder) -> Config | None:
+    """That of an earlier testbed there."""
+    return Config.load(folder.config_path) if folder.config_path.exists() else None
+
+
+def _client_port(kept: Config | None, host: str) -> int:
     """The port at which an earlier testbed's etcd was, if it is still free: whoever follows a scan goes on there."""
     if kept is not None:
         port = int(kept.etcd.endpoints[0].rpartition(":")[2])
-        if is_free(port):
+        if is_free(port, host):
             return port
     return free_port()
 

@@ -22,6 +22,9 @@ from mpistream.model.geometry import FRAME_SHAPE, RECORD_BYTES, SECTORS
 from mpistream.model.protocol import MAX_BLOCK_FRAMES
 from mpistream.model.virtual_images import VirtualDetectors, check_radii
 
+#: An override that takes the place of another key of its section.
+_INSTEAD_OF = {"network.host": "interface", "network.interface": "host"}
+
 _DESCRIBED = "docs/configuration.md describes every key"
 
 
@@ -45,14 +48,21 @@ class EtcdConfig(_Section):
 
 
 class NetworkConfig(_Section):
-    host: str = Field(default="127.0.0.1", description="address that this host's sockets bind and publish")
+    host: str | None = Field(default=None, description="address that this host's sockets bind and publish")
+    interface: str | None = Field(default=None, description="network interface whose address that is")
 
     @field_validator("host")
     @classmethod
-    def _others_can_connect(cls, host: str) -> str:
+    def _others_can_connect(cls, host: str | None) -> str | None:
         if host in ("", "*", "0.0.0.0", "::"):
             raise ValueError(f"{host!r} is no address that others can connect to; name one of this host's addresses")
         return host
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.host is not None and self.interface is not None:
+            raise ValueError("host and interface are two ways of saying the same; leave one out")
+        return self
 
 
 class StreamConfig(_Section):
@@ -164,6 +174,8 @@ class Config(_Section):
     def load(cls, path: Path | None, overrides: dict[str, Any] | None = None) -> Self:
         """The file's values, then ``overrides`` (``{"etcd.lease_seconds": 3}``; None leaves a value as it is).
 
+        A host takes the place of the file's interface, and an interface that of its host.
+
         Raises ConfigError naming the first wrong key or value.
         """
         values: dict[str, Any] = {}
@@ -182,6 +194,8 @@ class Config(_Section):
                 target = values.setdefault(section, {}) if section else values
                 if isinstance(target, dict):  # anything else is refused below
                     target[key] = value
+                    if other := _INSTEAD_OF.get(dotted):
+                        target.pop(other, None)
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -8,7 +8,8 @@ from typing import Any
 class RankEndpoints:
     """One rank of an MPI job: where blocks are pushed to it, and where it answers.
 
-    ``process`` tells it from every other process of any machine.
+    ``process`` tells it from every other process of any machine. ``cores`` are those of its host that it may use, as in
+    "0-3,8".
     """
 
     rank: int
@@ -20,6 +21,7 @@ class RankEndpoints:
     answer_endpoint: str
     job: str = ""
     process: str = ""
+    cores: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
 from mpistream.transport.aggregator import Aggregator
+from mpistream.transport.interface import own_address
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
 
@@ -24,7 +25,7 @@ def run_aggregator(config: Config) -> None:
     """Forwards until it is told to end."""
     tables: Mailbox[RoutingTable | None] = Mailbox()  # None: end
     on_termination(lambda: tables.put(None))
-    host, options = config.network.host, config.aggregator
+    host, options = own_address(config.network), config.aggregator
     with ExitStack() as closing:
         registry = open_registry(config, closing.enter_context(connect_etcd(config)))
         courier = closing.enter_context(Courier())

@@ -25,6 +25,7 @@ from mpistream.pipeline.leading.leader import Assembled, AssemblyFailed, JobLead
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
 from mpistream.pipeline.ranks.assembly import gather_scan, summary_of_written, write_scan
 from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
+from mpistream.pipeline.ranks.rank_table import rank_table
 from mpistream.pipeline.ranks.receiver import RankReceiver
 from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 from mpistream.reduction.rank_map import map_ranks
@@ -142,7 +143,9 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
             registry = open_registry(config, stack.enter_context(connect_etcd(config)))
             group = tuple(rank for rank in ranks if rank.group == rank_map.group)
             groups = len({rank.group for rank in ranks})
-            registration = registry.register_group(GroupEntry(name, rank_map.group, groups, rank_map.host, group))
+            batch_job = os.environ.get("SLURM_JOB_ID", "")
+            entry = GroupEntry(name, rank_map.group, groups, rank_map.host, group, batch_job=batch_job)
+            registration = registry.register_group(entry)
         # Every group stands in etcd before the job has a share of any scan.
         comm.Barrier()
         receiver.start(comm.bcast(receiver.talk.hub_endpoint))
@@ -159,8 +162,7 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
 def _lead(
     config: Config, registry: Registry, job: str, ranks: tuple[RankEndpoints, ...], receiver: RankReceiver
 ) -> JobLeader:
-    for rank in ranks:
-        _log.info("rank %d, group %d, %s pid %d: %s", rank.rank, rank.group, rank.host, rank.pid, rank.data_endpoint)
+    _log.info("the ranks of this job:\n  %s", "\n  ".join(rank_table(ranks)))
     receiver.talk.wait_for_everybody(config.watchdog.stall_seconds)
     leader = JobLeader(registry, config, job, ranks, receiver.talk.outbox.put, abort)
     receiver.talk.report_to(leader.news.put)

@@ -26,10 +26,12 @@ from mpistream.model.scan import ScanRecord, SectorEnd, Thresholds
 from mpistream.pipeline.ranks.job_talk import JobTalk
 from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
 from mpistream.pipeline.ranks.rank_scan import RankScan
+from mpistream.pipeline.ranks.rank_table import own_cores
 from mpistream.pipeline.ranks.silence import Silence
 from mpistream.pipeline.ranks.watchdog import Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
+from mpistream.transport.interface import own_address
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
 
@@ -63,9 +65,10 @@ class RankReceiver:
         self._orders = orders
         self._abort = abort
         self._sockets = Sockets()
-        self._inlet = self._sockets.data_inlet(config.network.host)
-        self._answers = self._sockets.answer_inlet(config.network.host)
-        self.talk = JobTalk(self._sockets, config.network.host, rank, size, watchdog)
+        address = own_address(config.network)
+        self._inlet = self._sockets.data_inlet(address)
+        self._answers = self._sockets.answer_inlet(address)
+        self.talk = JobTalk(self._sockets, address, rank, size, watchdog)
         self._scans: dict[UUID, RankScan] = {}
         #: to be counted, in this order
         self._assembled: deque[tuple[RankScan, AssembledBlock]] = deque()
@@ -86,6 +89,7 @@ class RankReceiver:
             self._inlet.endpoint,
             self._answers.endpoint,
             process=this_process(),
+            cores=own_cores(),
         )
 
     def start(self, hub_endpoint: str) -> None:
