@@ -40,6 +40,8 @@ class _Group(click.Group):
         "status": "mpistream.cli.status",
         "scan": "mpistream.cli.scans",
         "trace": "mpistream.cli.scans",
+        "session": "mpistream.cli.session",
+        "reference": "mpistream.cli.reference",
         "simulate": "mpistream.cli.data",
         "info": "mpistream.cli.data",
         "verify": "mpistream.cli.data",

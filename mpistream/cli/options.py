@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError
 from mpistream.model.scan import CountingParameters
+from mpistream.model.session import referred_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,9 +32,9 @@ def _file(path: str, metavar: str, help_text: str) -> Callable[[Command], Comman
 
 
 _REFERENCES = [
-    _file("--dark", "FILE.npy", "Dark reference to subtract: see mpistream dark."),
+    _file("--dark", "FILE.npy|ref:NAME", "Dark reference to subtract: see mpistream dark."),
     _file("--gain", "FILE.npy", "Gain reference, divides."),
-    _file("--pixel-mask", "FILE.npy", "Bad pixels, not 0 in the mask: never electrons, nor in the way of any."),
+    _file("--pixel-mask", "FILE.npy|ref:NAME", "Bad pixels, not 0: never electrons, nor in the way of any."),
     click.option(
         "--row-dark",
         type=click.Choice(["mean", "median"]),
@@ -48,6 +49,36 @@ _CALIBRATION = [
 ]
 
 
+_THRESHOLDS = [
+    click.option(
+        "--background",
+        type=float,
+        help="Pixels up to this value (ADU) are noise. Give it together with --xray; without them both thresholds "
+        "are calibrated from the first frames.",
+    ),
+    click.option("--xray", type=float, help="Pixels from this value (ADU) on are x-rays, not electrons."),
+    _file("--thresholds", "FILE|ref:NAME", "Take the thresholds of an earlier dataset, or of mpistream calibrate."),
+]
+
+
+def counting_options(command: Command) -> Command:
+    """How a scan is counted, ``thresholds`` included. Those that are not given are None."""
+    options = [
+        *_THRESHOLDS,
+        *_CALIBRATION,
+        *_REFERENCES,
+        click.option(
+            "--row-dark-level", type=float, help="With --row-dark and given thresholds: the pedestal's mean (ADU)."
+        ),
+        click.option(
+            "--centroids/--no-centroids", default=None, help="Also store where in its pixel each electron hit."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def calibration_options(command: Command) -> Command:
     """What pixel values are to be, and how thresholds are found."""
     for option in reversed(_REFERENCES + _CALIBRATION):
@@ -55,35 +86,31 @@ def calibration_options(command: Command) -> Command:
     return command
 
 
+source_option = click.option(
+    "--source",
+    required=True,
+    metavar="files:DIR|sim:ROWSxCOLS",
+    help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), or a simulated "
+    "scan (sim:64x65, with options as in sim:64x65?seed=3&electrons=500).",
+)
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+direct_option = click.option(
+    "--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator."
+)
+
+
 def scan_options(command: Command) -> Command:
     """What to stream, where to, and how to count."""
     options = [
-        click.option(
-            "--source",
-            required=True,
-            metavar="files:DIR|sim:ROWSxCOLS",
-            help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), or a simulated "
-            "scan (sim:64x65, with options as in sim:64x65?seed=3&electrons=500).",
-        ),
+        source_option,
         click.option(
             "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5", help="The dataset to write."
         ),
-        click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
-        click.option(
-            "--background",
-            type=float,
-            help="Pixels up to this value (ADU) are noise. Give it together with --xray; without them both thresholds "
-            "are calibrated from the first frames.",
-        ),
-        click.option("--xray", type=float, help="Pixels from this value (ADU) on are x-rays, not electrons."),
-        _file("--thresholds", "FILE", "Take the thresholds of an earlier dataset, or of mpistream calibrate."),
-        *_CALIBRATION,
-        *_REFERENCES,
-        click.option(
-            "--row-dark-level", type=float, help="With --row-dark and given thresholds: the pedestal's mean (ADU)."
-        ),
-        click.option("--centroids", is_flag=True, help="Also store where in its pixel each electron hit."),
-        click.option("--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator."),
+        overwrite_option,
+        counting_options,
+        direct_option,
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]
     for option in reversed(options):
@@ -104,7 +131,7 @@ def layout_options(command: Command) -> Command:
 def counting_parameters(**options: Any) -> CountingParameters:
     """From the options of these names; None leaves the default. Raises ConfigError for what makes no sense."""
     given = {name: value for name, value in options.items() if value is not None}
-    given |= {name: str(value.absolute()) for name, value in given.items() if isinstance(value, Path)}
+    given |= {name: _place(value) for name, value in given.items() if isinstance(value, Path)}
     try:
         return CountingParameters(**given)
     except ValidationError as error:
@@ -122,6 +149,11 @@ def counting_parameters(**options: Any) -> CountingParameters:
         if first["type"] == "finite_number":
             remedy = "give a number; --xray 65536 is as good as no limit, unless a gain or row-dark raises values"
         raise ConfigError(f"{where}: {message}" if where else message, remedy) from None
+
+
+def _place(path: Path) -> str:
+    """Absolute, for processes with other working directories; the name of a reference as it is."""
+    return str(path) if referred_name(str(path)) is not None else str(path.absolute())
 
 
 def _as_option(name: str) -> str:

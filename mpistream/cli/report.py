@@ -130,20 +130,27 @@ def print_dataset(dataset: "Dataset") -> None:
     print(f"electrons    {dataset.n_electrons}, centroids: {'in 1/128 pixel' if dataset.has_centroids else 'none'}")
     origin = f"calibrated from {samples} frames" if thresholds["threshold_calculated"] else "as given"
     if "thresholds_from" in thresholds:
-        origin = f"from {thresholds['thresholds_from']}"
+        by_name = record.get("references", {}).get("thresholds")
+        origin = f"from {thresholds['thresholds_from']}{f' ({by_name})' if by_name else ''}"
     print(
         f"thresholds   background {thresholds['background_threshold']:.2f}, "
         f"x-ray {thresholds['x_ray_threshold']:.2f} ADU, {origin}"
     )
     if "row_dark" in thresholds:
         print(f"row dark     {thresholds['row_dark']}, level {thresholds['row_dark_level']:.2f} ADU")
-    print(f"references   {', '.join(references).replace('_', ' ') or 'none'}")
+    named = record.get("references", {})
+    words = [name.replace("_", " ") + (f" ({named[name]})" if name in named else "") for name in references]
+    print(f"references   {', '.join(words) or 'none'}")
     print("counters     " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counters.items()))
     for name in ("bright_field", "annular_dark_field"):
         inner, outer = dataset.image_radii(name)
         label = "dark field" if "dark" in name else "bright field"
         print(f"{label:<13}{inner:g} to {outer:g} pixels around {dataset.center[0]:.1f}, ", end="")
         print(f"{dataset.center[1]:.1f} (row, column)")
+    if dataset.session:
+        print(f"session      {dataset.session}")
+    if dataset.labels:
+        print(f"labels       {', '.join(f'{name} {value}' for name, value in dataset.labels.items())}")
     print(f"source       {record['source']}")
     print(f"written      {provenance['written_utc']} by {provenance['writing_ranks']} ranks of job {provenance['job']}")
     print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))

@@ -1,32 +1,24 @@
-"""The scans of a running deployment: what there are, ending one, finding a frame."""
+"""The scans of a running deployment: starting one, what there are, ending one, finding a frame."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from mpistream.cli.options import config_option, folder_option, running_config
+from mpistream.cli.deployments import running_deployment
+from mpistream.cli.options import config_option, folder_option
+from mpistream.cli.scan_start import start
 from mpistream.cli.status import scan_as_json, scan_lines
-from mpistream.control.registry import Registry
 from mpistream.launch.inspection import find_scan, list_scans
 from mpistream.launch.scan_control import abort_scan, redirect_scan
 from mpistream.launch.tracing import Trace, trace_frame
-from mpistream.pipeline.process import connect_etcd, open_registry
 
 _ABORT_SECONDS = 60.0
 
 uid_argument = click.argument("uid", metavar="UID|latest")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-
-
-@contextmanager
-def _registry(folder: Path | None, config: Path | None) -> Iterator[Registry]:
-    loaded = running_config(folder, config)
-    with connect_etcd(loaded) as etcd:
-        yield open_registry(loaded, etcd)
 
 
 @click.group()
@@ -37,14 +29,17 @@ def scan() -> None:
     """
 
 
+scan.add_command(start)
+
+
 @scan.command("list")
 @folder_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of objects.")
 def list_command(folder: Path | None, config: Path | None, as_json: bool) -> None:
     """List every scan that etcd knows, the latest at the end."""
-    with _registry(folder, config) as registry:
-        scans = list_scans(registry)
+    with running_deployment(folder, config) as running:
+        scans = list_scans(running.registry)
     if as_json:
         click.echo(json.dumps([scan_as_json(found) for found in scans]))
         return
@@ -75,9 +70,9 @@ def abort(
     uid: str, keep: bool, timeout_seconds: float, folder: Path | None, config: Path | None, as_json: bool
 ) -> None:
     """End a scan, wait until it has ended, and say what became of its data."""
-    with _registry(folder, config) as registry:
-        found = find_scan(registry, uid)
-        status, summary = abort_scan(registry, found, keep, timeout_seconds)
+    with running_deployment(folder, config) as running:
+        found = find_scan(running.registry, uid)
+        status, summary = abort_scan(running.registry, found, keep, timeout_seconds)
     dataset = summary.dataset if summary else None
     if as_json:
         frames = summary.counters.frames if summary else 0
@@ -102,9 +97,9 @@ def redirect(uid: str, output: Path, folder: Path | None, config: Path | None, a
 
     It is written there at the next attempt, which comes within half a minute.
     """
-    with _registry(folder, config) as registry:
-        found = find_scan(registry, uid)
-        redirect_scan(registry, found, output)
+    with running_deployment(folder, config) as running:
+        found = find_scan(running.registry, uid)
+        redirect_scan(running.registry, found, output)
     if as_json:
         click.echo(json.dumps({"uid": str(found.facts.uid), "output": str(output.absolute())}))
     else:
@@ -122,8 +117,8 @@ def trace(frame: int, uid: str, folder: Path | None, config: Path | None, as_jso
 
     Journals can be read only where the ranks' folder for them can be seen.
     """
-    with _registry(folder, config) as registry:
-        found = trace_frame(registry, find_scan(registry, uid), frame)
+    with running_deployment(folder, config) as running:
+        found = trace_frame(running.registry, find_scan(running.registry, uid), frame)
     if as_json:
         click.echo(json.dumps({**asdict(found), "uid": str(found.uid)}))
         return

@@ -130,3 +130,8 @@ def readable_seconds(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def readable_time(unix_seconds: float) -> str:
+    """``"2026-11-21 23:05:10"``, in the time zone of whoever looks."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+from mpistream.cli.deployments import running_deployment
 from mpistream.cli.options import (
     config_option,
     counting_parameters,
     folder_option,
     layout_options,
     load_config,
-    running_config,
     scan_options,
 )
 from mpistream.cli.report import ScanProgress, print_json, print_summary
@@ -25,6 +25,7 @@ from mpistream.control.run_state import ScanState
 from mpistream.launch import single_run
 from mpistream.launch.absence import wait_until_present
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
+from mpistream.launch.references import resolve_references
 from mpistream.launch.scan_follower import ScanEnd, ScanFollower, in_words
 from mpistream.launch.supervisor import cannot_live, default_folder
 from mpistream.launch.supervisor import down as end_testbed
@@ -34,13 +35,12 @@ from mpistream.launch.supervisor import up as start_testbed
 from mpistream.launch.testbed import Testbed
 from mpistream.model.config import Config
 from mpistream.model.scan import ScanRecord
-from mpistream.pipeline.process import connect_etcd, open_registry
 
 #: The exit status of a scan whose dataset has only what had arrived.
 NOT_WHOLE = 3
 
 #: A process that is being started again registers within so many seconds.
-_RETURN_SECONDS = 5.0
+RETURN_SECONDS = 5.0
 
 
 def scan_request(
@@ -139,12 +139,12 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
     They are those of `testbed up`; with --config those of the deployment that the configuration file describes. What
     dies meanwhile is waited for. The exit status is 3 where the dataset has only what had arrived.
     """
-    loaded = running_config(folder, config)
-    draft, notes = draft_scan(scan_request(**scan), loaded)
-    with connect_etcd(loaded) as etcd:
-        registry = open_registry(loaded, etcd)
-        wait_until_present(registry, draft.direct, seconds=loaded.etcd.lease_seconds + _RETURN_SECONDS)
-        end = announce_and_follow(registry, loaded, draft, notes)
+    request = scan_request(**scan)
+    with running_deployment(folder, config) as running:
+        draft, notes = draft_scan(resolve_references(running.sessions, request), running.config)
+        patience_seconds = running.config.etcd.lease_seconds + RETURN_SECONDS
+        wait_until_present(running.registry, draft.direct, patience_seconds)
+        end = announce_and_follow(running.registry, running.config, draft, notes)
     report(end, as_json)
 
 

@@ -8,7 +8,7 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -137,11 +137,13 @@ class EtcdClient:
         with self._translated():
             return bool(self._client.put_if_not_exists(self.prefix + key, as_text(value)))
 
-    def create_all(self, values: Mapping[str, Any]) -> bool:
-        """As ``create`` for several keys at once: all are written, or, where one exists, none."""
+    def create_all(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> bool:
+        """As ``create`` for several keys at once: all are written, or, where one of them, or a key of ``without``,
+        exists, none.
+        """
         conditions = self._client.transactions
         with self._translated():
-            absent = [conditions.version(self.prefix + key) == 0 for key in values]
+            absent = [conditions.version(self.prefix + key) == 0 for key in (*values, *without)]
             writes = [conditions.put(self.prefix + key, as_text(value)) for key, value in values.items()]
             return bool(self._client.transaction(compare=absent, success=writes, failure=[])[0])
 

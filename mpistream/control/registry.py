@@ -183,11 +183,19 @@ class Registry:
     # scans: what is fixed
 
     def announce(self, record: ScanRecord) -> None:
-        """Writes a scan's immutable record and its first state; again for the same record changes nothing."""
+        """Writes a scan's immutable record and its first state; again for the same record changes nothing.
+
+        Raises CoordinationError where its session has been stopped.
+        """
         key, value = f"scans/{record.uid}/", record.model_dump(mode="json")
         status = ScanStatus(ScanState.ANNOUNCED, time.time())
-        written = self._etcd.create_all({key + "state": status.to_json(), key + "record": value})
-        if not written and self._etcd.get(key + "record") != value:
+        stop = [f"sessions/{record.session}/stop"] if record.session else []
+        if self._etcd.create_all({key + "state": status.to_json(), key + "record": value}, without=stop):
+            return
+        there = self._etcd.get(key + "record")
+        if there is None and stop:
+            raise CoordinationError(f"session {record.session} has been stopped", "start another: mpistream session")
+        if there != value:
             raise CoordinationError(f"scan {record.uid} was announced before")
 
     def record(self, uid: UUID) -> ScanRecord | None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mpistream.control.coordination import Coordination, Watch
+from mpistream.model.errors import CoordinationError
 from mpistream.model.session import BatchJob, Reference, ReferenceKind, Session, SessionStop
 
 _log = logging.getLogger(__name__)
@@ -32,12 +33,10 @@ class SessionRegistry:
         self._etcd.create(f"sessions/{name}/stop", stop.model_dump(mode="json"))
 
     def session(self, name: str) -> Session | None:
-        value = self._etcd.get(f"sessions/{name}/record")
-        return None if value is None else Session.model_validate(value)
+        return self._one(f"sessions/{name}/record", Session)
 
     def session_stop(self, name: str) -> SessionStop | None:
-        value = self._etcd.get(f"sessions/{name}/stop")
-        return None if value is None else SessionStop.model_validate(value)
+        return self._one(f"sessions/{name}/stop", SessionStop)
 
     def sessions(self) -> dict[str, Session]:
         """By name, the oldest first."""
@@ -53,8 +52,7 @@ class SessionRegistry:
         self._etcd.put(f"batch/{job.cluster}/{job.scheduled}", job.model_dump(mode="json"))
 
     def batch_job(self, cluster: str, scheduled: str) -> BatchJob | None:
-        value = self._etcd.get(f"batch/{cluster}/{scheduled}")
-        return None if value is None else BatchJob.model_validate(value)
+        return self._one(f"batch/{cluster}/{scheduled}", BatchJob)
 
     def batch_jobs(self) -> list[BatchJob]:
         """In the order in which they were submitted or, where nobody noted that, started."""
@@ -68,13 +66,29 @@ class SessionRegistry:
         self._etcd.put(f"references/{reference.kind}/{reference.name}", reference.model_dump(mode="json"))
 
     def reference(self, kind: ReferenceKind, name: str) -> Reference | None:
-        value = self._etcd.get(f"references/{kind}/{name}")
-        return None if value is None else Reference.model_validate(value)
+        return self._one(f"references/{kind}/{name}", Reference)
+
+    def forget_reference(self, kind: ReferenceKind, name: str) -> None:
+        """The file stays where it is."""
+        self._etcd.delete(f"references/{kind}/{name}")
 
     def references(self, kind: ReferenceKind | None = None) -> list[Reference]:
         """By kind and name."""
         found = self._all(f"references/{kind}/" if kind else "references/", Reference)
         return [found[key] for key in sorted(found)]
+
+    def _one(self, key: str, model: type[_Stored]) -> _Stored | None:
+        """Raises CoordinationError for what is no such value."""
+        value = self._etcd.get(key)
+        try:
+            return None if value is None else model.model_validate(value)
+        except ValidationError as error:
+            reason = error.errors()[0]
+            where = ".".join(map(str, reason["loc"]))
+            raise CoordinationError(
+                f"{key} in etcd cannot be read: {where}: {reason['msg']}",
+                "written by hand, or by another release; correct or delete the key",
+            ) from error
 
     def _all(self, prefix: str, model: type[_Stored], suffix: str = "") -> dict[str, _Stored]:
         """What stands below ``prefix`` in keys that end in ``suffix``; what is no such value is left out."""

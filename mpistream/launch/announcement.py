@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from mpistream.acquisition.source import files_of_source
 from mpistream.control.registry import Registry
@@ -12,8 +13,9 @@ from mpistream.launch.absence import check_present
 from mpistream.launch.inspection import read_scans
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.config import Config
-from mpistream.model.errors import StorageError
+from mpistream.model.errors import ConfigError, StorageError
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord
+from mpistream.model.session import referred_name
 from mpistream.pipeline.producing.sector_stream import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
@@ -24,7 +26,8 @@ from mpistream.storage.small_files import check_targets
 class ScanRequest:
     """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from.
 
-    ``session`` and ``labels`` as in the scan's record.
+    ``session``, ``labels`` and ``references`` as in the scan's record. ``uid``: that of the scan, where something is
+    already named after it.
     """
 
     source: str
@@ -35,6 +38,8 @@ class ScanRequest:
     thresholds: Path | None = None
     session: str = ""
     labels: Mapping[str, str | int | float] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
+    uid: UUID | None = None
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
@@ -43,8 +48,10 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
     counting = request.counting
-    named = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
-    inputs = [Path(path) for path in named if path is not None] + files_of_source(request.source)
+    used = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
+    inputs = [Path(path) for path in used if path is not None]
+    check_no_names(*inputs)
+    inputs += files_of_source(request.source)
     check_targets([request.output.absolute()], request.overwrite, inputs)
     threshold_notes: tuple[str, ...] = ()
     if request.thresholds is not None:
@@ -59,6 +66,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
         direct=request.direct,
     )
     check_window(config, draft)
+    draft = draft.model_copy(update={"uid": request.uid or draft.uid})
     draft = draft.model_copy(
         update={
             "journals": _journals(draft, config),
@@ -66,6 +74,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
             "detectors": config.detectors.virtual,
             "session": request.session,
             "labels": dict(request.labels),
+            "references": dict(request.references),
         }
     )
     if counting.background is not None and counting.background < 0:
@@ -74,6 +83,19 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
             "electrons, and counting takes 50 times as long",
         )
     return draft, (*notes, *threshold_notes)
+
+
+def check_no_names(*paths: str | Path | None) -> None:
+    """Raises ConfigError for a reference whose name has not been resolved: of a kind that has no names, or where no
+    deployment runs that knows any.
+    """
+    for path in paths:
+        if path is not None and referred_name(str(path)) is not None:
+            raise ConfigError(
+                f"{path} is no file",
+                "names stand for dark references, pixel masks and thresholds, where a deployment runs that knows them: "
+                "in mpistream scan start, testbed scan, calibrate --name; otherwise give the path",
+            )
 
 
 def _journals(draft: ScanRecord, config: Config) -> str:

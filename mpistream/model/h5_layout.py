@@ -61,6 +61,11 @@ PROVENANCE_SECONDS = f"{PROVENANCE}/seconds"
 PROVENANCE_VERSIONS = f"{PROVENANCE}/versions"
 PROVENANCE_RANKS = f"{PROVENANCE}/ranks"
 
+#: Attributes are the scan's labels; present only where it has some.
+LABELS = "metadata/labels"
+#: Attribute of the provenance; present only where the scan belongs to one.
+SESSION_ATTRIBUTE = "session"
+
 DELIVERY = "metadata/delivery"
 COMPLETE_ATTRIBUTE = "complete"
 ENDS_ATTRIBUTE = "ends"

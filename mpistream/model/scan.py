@@ -120,6 +120,7 @@ class ScanRecord(_Record):
     ``journals`` is the folder in which its ranks journal what they have counted; it is there only while the scan lasts.
     ``detectors`` stand here, since all jobs that count the scan must look at the same ones. ``session`` is the one that
     the scan belongs to, if any. ``labels`` are for those who use the dataset: a tilt angle, a point in time.
+    ``references``: what was asked for by name: dark, pixel_mask, thresholds -> the reference's name.
     """
 
     uid: UUID
@@ -141,6 +142,7 @@ class ScanRecord(_Record):
     announced_unix_seconds: float
     session: str = ""
     labels: dict[str, str | int | float] = Field(default_factory=dict)
+    references: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _first_before_last(self) -> Self:

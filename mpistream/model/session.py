@@ -1,16 +1,27 @@
 """Sessions, the batch jobs that serve them, and the references that their scans use by name."""
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mpistream.model.errors import ConfigError
 from mpistream.model.scan import CountingParameters
 
 #: Names that stand in keys, file names and job names.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises ConfigError for what can be no name; ``what`` it is to be the name of."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"{name!r} can be no name of {what}",
+            "up to 64 letters, digits, dots, underscores and hyphens of ASCII, the first a letter or a digit",
+        )
 
 
 class _Record(BaseModel):
@@ -35,12 +46,15 @@ class Mode(StrEnum):
 class Session(_Record):
     """A series of scans: where their datasets go, and how they are counted unless a scan says otherwise.
 
-    ``folder`` is an absolute path that the ranks of all its jobs see.
+    ``folder`` is an absolute path that the ranks of all its jobs see. ``thresholds``: an absolute path of a dataset or
+    of a file of `mpistream calibrate`, from which each scan takes them. It, and the dark reference and the pixel mask
+    in ``counting``, may be references by name (``ref:NAME``): each scan takes what has the name then.
     """
 
     name: Name
     folder: str
     counting: CountingParameters = CountingParameters()
+    thresholds: str | None = None
     started_unix_seconds: float
 
 
@@ -104,6 +118,14 @@ class ReferenceKind(StrEnum):
     DARK = "dark"
     MASK = "mask"
     THRESHOLDS = "thresholds"
+
+
+_REFERENCE_PREFIX = "ref:"
+
+
+def referred_name(path: str) -> str | None:
+    """The name in ``ref:NAME``; None for a path. A file of such a name is given as an absolute path."""
+    return path.removeprefix(_REFERENCE_PREFIX) if path.startswith(_REFERENCE_PREFIX) else None
 
 
 class Reference(_Record):

@@ -56,6 +56,8 @@ def write_metadata(path: Path, description: DatasetDescription, images: ScanImag
         _write_references(file, description)
         _write_counting(file, description)
         _write_attributes(file.require_group(layout.COUNTERS), description.counters.model_dump())
+        if scan.labels:
+            _write_attributes(file.require_group(layout.LABELS), scan.labels)
         _write_delivery(file, description, facts)
         _write_provenance(file, description, facts)
 
@@ -120,10 +122,12 @@ def _write_delivery(file: h5py.File, description: DatasetDescription, facts: Wri
 
 def _write_provenance(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:
     group = file.require_group(layout.PROVENANCE)
+    session = {layout.SESSION_ATTRIBUTE: description.scan.session} if description.scan.session else {}
     _write_attributes(
         group,
         {
             **description.provenance,
+            **session,
             "scan_record": description.scan.model_dump_json(),
             "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "writing_ranks": facts.writing_ranks,

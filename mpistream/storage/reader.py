@@ -291,6 +291,16 @@ class Dataset:
         return _attributes(self._file[layout.COUNTERS])
 
     @cached_property
+    def labels(self) -> dict[str, str | int | float]:
+        """What whoever started the scan had to say of it: a tilt angle, a point in time."""
+        return _attributes(self._file[layout.LABELS]) if layout.LABELS in self._file else {}
+
+    @cached_property
+    def session(self) -> str:
+        """The session that the scan belongs to; empty where it belongs to none."""
+        return str(self._file[layout.PROVENANCE].attrs.get(layout.SESSION_ATTRIBUTE, ""))
+
+    @cached_property
     def delivery(self) -> Delivery | None:
         """What its producers sent, and checksums; None in a dataset of a release that did not record that."""
         if layout.DELIVERY not in self._file:

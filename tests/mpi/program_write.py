@@ -2,7 +2,7 @@
 
 VARIANT is a JSON object: ``counting`` (counting parameters), ``center`` of the detectors (null: that of the pattern),
 ``bare`` (true: without what a dataset need not have), ``ends`` (false: without those), ``calibrated`` (true: with all
-statistics).
+statistics), ``session``, ``labels`` and ``references`` (all three or none) of the scan's record.
 """
 
 import json
@@ -50,6 +50,9 @@ def main() -> None:
         center = tuple(variant["center"]) if variant["center"] else None
         detectors = replace(description.detectors, center=center)
         description = replace(description, scan=description.scan.model_copy(update={"detectors": detectors}))
+    if "session" in variant:
+        changes = {name: variant[name] for name in ("session", "labels", "references")}
+        description = replace(description, scan=description.scan.model_copy(update=changes))
     if variant.get("bare"):
         description = replace(description, dark=None, pixel_mask=None, sample_histogram=None)
     own_frames = [frame for frame in frames if frame[1] % comm.size == comm.rank]

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mpistream.cli.report import print_dataset
 from mpistream.model import h5_layout as layout
 from mpistream.model.virtual_images import annulus_mask, center_of_mass, diffraction_sum, virtual_image
 from mpistream.storage.reader import open_dataset
@@ -163,6 +164,7 @@ def test_what_was_not_used_is_not_there(tmp_path, run_mpi):
         assert not dataset.has_centroids
     with h5py.File(tmp_path / "scan.h5") as file:
         assert layout.REFERENCES not in file
+        assert layout.LABELS not in file
         assert not file[layout.COUNTING].keys()
 
 
@@ -173,3 +175,18 @@ def test_row_dark_and_where_thresholds_came_from_are_told(tmp_path, run_mpi):
     with open_dataset(tmp_path / "scan.h5") as dataset:
         told = {name: dataset.thresholds[name] for name in ("row_dark", "row_dark_level", "thresholds_from")}
     assert told == {name: counting[name] for name in told}
+
+
+def test_session_labels_and_names_are_told(tmp_path, run_mpi, capsys):
+    labels = {"tilt_degrees": -60.5, "time_index": 3, "place": "edge"}
+    changes = {"session": "monday", "labels": labels, "references": {"dark": "night"}}
+    run_mpi(1, PROGRAM, tmp_path / "scan.h5", "parallel", 2**20, 1, variant(**changes))
+    with open_dataset(tmp_path / "scan.h5") as dataset:
+        assert (dataset.session, dataset.labels) == ("monday", labels)
+        assert [type(dataset.labels[name]) for name in labels] == [float, int, str]
+        assert dataset.provenance["scan_record"]["labels"] == labels
+        print_dataset(dataset)
+    text = capsys.readouterr().out
+    assert "labels       place edge, tilt_degrees -60.5, time_index 3" in text
+    assert "session      monday" in text
+    assert "references   dark (night), pixel mask" in text

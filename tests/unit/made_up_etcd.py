@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mpistream.control.coordination import ABSENT, Change
@@ -111,9 +111,9 @@ class Client:
         self._reach()
         return self._write(key, value, key not in self.etcd.values)
 
-    def create_all(self, values: Mapping[str, Any]) -> bool:
+    def create_all(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> bool:
         self._reach()
-        absent = not any(key in self.etcd.values for key in values)
+        absent = not any(key in self.etcd.values for key in (*values, *without))
         for key, value in values.items() if absent else ():
             self.etcd.write(key, value)
         self._after_call()
