@@ -90,15 +90,20 @@ class Slurm:
         shown = [fields_of(line) for line in answer.splitlines() if line.startswith("NodeName=")]
         return {node["NodeName"]: node for node in shown}
 
-    def run(self, command: str, *arguments: str, seconds: float = _ANSWER_SECONDS) -> str:
-        """What a command of Slurm's prints."""
+    def require(self, command: str) -> str:
+        """Where a command is."""
         program = shutil.which(command, path=self.environment.get("PATH"))
         if program is None:
             raise SchedulerAbsent(
                 f"{command} is not installed here, or not in PATH",
-                "submit where Slurm is: a login node; or write the script with mpistream job render --output FILE.sh, "
+                "submit where Slurm is: a login node; or write the script with mpistream job render --script FILE.sh, "
                 "copy it there and call sbatch FILE.sh",
             )
+        return program
+
+    def run(self, command: str, *arguments: str, seconds: float = _ANSWER_SECONDS) -> str:
+        """What a command of Slurm's prints."""
+        program = self.require(command)
         try:
             done = subprocess.run(
                 [program, *arguments],
