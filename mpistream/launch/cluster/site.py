@@ -143,7 +143,7 @@ class Scan(_Section):
 
 
 class Site(_Section):
-    """A machine. ``name`` is the profile's: that of its file."""
+    """A machine. ``name`` is that of the profile's file, and no key of it."""
 
     name: str
     about: str = Field(default="", pattern=r"^[^\r\n]*$", description="one line for people")
@@ -206,6 +206,8 @@ def load_site(name: str) -> Site:
         raise ConfigError(f"cannot read the site profile {path}: {error.strerror}", "check --site") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}", "mend the line named above") from error
+    if "name" in values:
+        raise ConfigError(f"{path}: unknown key 'name' in the top level", f"known there: {', '.join(_keys([]))}")
     try:
         return Site.model_validate({**values, "name": path.stem})
     except ValidationError as error:
