@@ -18,6 +18,11 @@ JOBS = "jobs"
 
 #: The mode that leaves references of a kind.
 _MAKER = {ReferenceKind.DARK: Mode.DARK, ReferenceKind.MASK: Mode.DARK, ReferenceKind.THRESHOLDS: Mode.CALIBRATE}
+_IN_WORDS = {
+    ReferenceKind.DARK: "dark reference",
+    ReferenceKind.MASK: "pixel mask",
+    ReferenceKind.THRESHOLDS: "thresholds",
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,9 @@ def check_references(registry: SessionRegistry, request: JobRequest) -> None:
     """Raises ConfigError for a reference that is in nobody's list."""
     for kind, name in named_references(request.options).items():
         if registry.reference(kind, name) is None:
-            known = [reference.name for reference in registry.references(kind)]
-            raise ConfigError(
-                f"there is no {kind} reference {name!r}",
-                f"take one of {', '.join(known)}"
-                if known
-                else f"there is none yet: give a file, or make one by a {_MAKER[kind]} job",
-            )
+            known = ", ".join(reference.name for reference in registry.references(kind))
+            remedy = f"take one of {known}" if known else f"give a file, or let a {_MAKER[kind]} job make one"
+            raise ConfigError(f"no {_IN_WORDS[kind]} has the name {name!r}", remedy)
 
 
 def submit_job(plan: JobPlan, slurm: Slurm, registry: SessionRegistry | None) -> Submitted:
