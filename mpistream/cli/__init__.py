@@ -12,7 +12,7 @@ from mpistream import __version__
 from mpistream.model.errors import MpistreamError
 
 
-class _Group(click.Group):
+class LazyGroup(click.Group):
     """Loads a subcommand's module only when it is called, and turns errors into messages with a remedy."""
 
     def __init__(self, *args: Any, lazy: dict[str, str], **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class _Group(click.Group):
 
 
 @click.group(
-    cls=_Group,
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     lazy={
         "demo": "mpistream.cli.demo",
@@ -42,6 +42,7 @@ class _Group(click.Group):
         "trace": "mpistream.cli.scans",
         "session": "mpistream.cli.session",
         "reference": "mpistream.cli.reference",
+        "job": "mpistream.cli.job",
         "simulate": "mpistream.cli.data",
         "info": "mpistream.cli.data",
         "verify": "mpistream.cli.data",

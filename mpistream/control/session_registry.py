@@ -51,6 +51,10 @@ class SessionRegistry:
     def write_batch_job(self, job: BatchJob) -> None:
         self._etcd.put(f"batch/{job.cluster}/{job.scheduled}", job.model_dump(mode="json"))
 
+    def note_submission(self, job: BatchJob) -> bool:
+        """False where the job has begun already, and written its own record: that one stays."""
+        return self._etcd.create(f"batch/{job.cluster}/{job.scheduled}", job.model_dump(mode="json"))
+
     def batch_job(self, cluster: str, scheduled: str) -> BatchJob | None:
         return self._one(f"batch/{cluster}/{scheduled}", BatchJob)
 

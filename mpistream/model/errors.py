@@ -52,6 +52,14 @@ class EtcdRefuses(EtcdUnreachable):
     """etcd answers, but cannot do this for now: it is out of space, for instance."""
 
 
+class SchedulerError(MpistreamError):
+    """The cluster's scheduler refuses, fails or does not answer."""
+
+
+class SchedulerAbsent(SchedulerError):
+    """Its commands are not installed here."""
+
+
 class ProtocolError(MpistreamError):
     """A message that this version does not understand."""
 

@@ -72,6 +72,7 @@ ONLY_IN: dict[str, set[str]] = {
     "scipy": {"reduction.calibration", "benchmarks.matching"},
     "matplotlib": {"storage.picture", "storage.calibration_picture", "benchmarks.quality_report"},
     "stempy": {"storage.reader", "benchmarks.stempy_peer"},
+    "jinja2": {"launch.cluster.job_script"},
     "click": {"cli"},
     "rich": {"cli"},
 }

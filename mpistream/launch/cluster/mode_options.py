@@ -1,0 +1,181 @@
+"""What each mode's jobs are told: its own options, checked before a script is written."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpistream.acquisition.source import absolute_specification
+from mpistream.model.errors import ConfigError, SourceError
+from mpistream.model.geometry import ScanShape
+from mpistream.model.session import NAME_PATTERN, Mode, ReferenceKind
+
+#: One sentence about each mode; docs/modes.md has the rest.
+ABOUT = {
+    Mode.LIVE: "Serves scan after scan of a session, until the session is stopped or the time limit nears.",
+    Mode.SINGLE: "One scan, one dataset; then the job ends.",
+    Mode.DARK: "A dark scan becomes a dark reference and a pixel mask, which later scans use by name.",
+    Mode.CALIBRATE: "A scan's thresholds are found once, for later scans to use by name.",
+    Mode.TIMESERIES: "Many short scans one after the other: one dataset with a time axis, or one each.",
+    Mode.TOMOGRAPHY: "A scan at each tilt angle, and an index of them all.",
+    Mode.RAW: "Sectors as they come into one parallel HDF5 file, uncounted; replay counts them later.",
+    Mode.REPLAY: "Counts recorded sectors once more, through the same pipeline, at a chosen rate.",
+    Mode.FILEBASED: "The conventional workflow: sector files are copied, then counted from files by an MPI job.",
+    Mode.BENCHMARK: "Simulated scans through the whole pipeline, and how fast it was.",
+}
+
+#: Modes whose producers and aggregator run in the job's own allocation.
+PRODUCERS_HERE = frozenset({Mode.REPLAY, Mode.BENCHMARK})
+
+#: Options that take a reference by its name, and what kind it must be of.
+REFERENCE_OPTIONS = {
+    "dark": ReferenceKind.DARK,
+    "pixel_mask": ReferenceKind.MASK,
+    "thresholds": ReferenceKind.THRESHOLDS,
+}
+
+_REFERENCE = "ref:"
+_NAMES = "names have letters, digits, '_', '.' and '-', 64 at most, the first a letter or a digit"
+_REMOTE_FILES = re.compile(r"files:([A-Za-z0-9_.@-]+):(/.*)")
+
+
+def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, with absolute paths. Raises ConfigError or SourceError with the remedy."""
+    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    for name, value in given.items():
+        _check_text(name, value)
+    for name in REFERENCE_OPTIONS.keys() & given.keys():
+        given[name] = _reference(name, str(given[name]))
+    if "name" in given and not re.fullmatch(NAME_PATTERN, given["name"]):
+        raise ConfigError(f"--name {given['name']}: that is no name", _NAMES)
+    if "scan" in given:
+        _check_shape(given["scan"])
+    if "output" in given:
+        given["output"] = str(Path(given["output"]).absolute())
+    if mode is Mode.FILEBASED:
+        given["source"] = tuple(_files_to_copy(source) for source in given["source"])
+    elif "source" in given:
+        given["source"] = _absolute_source(mode, given["source"])
+    check = {
+        Mode.SINGLE: _check_single,
+        Mode.TIMESERIES: _check_timeseries,
+        Mode.TOMOGRAPHY: _check_tomography,
+        Mode.REPLAY: _check_replay,
+    }.get(mode)
+    if check is not None:
+        check(given)
+    if (mode is not Mode.TOMOGRAPHY) and not (mode is Mode.TIMESERIES and given.get("each")):
+        _check_suffix(given.get("output"))
+    return given
+
+
+def named_references(options: Mapping[str, Any]) -> dict[ReferenceKind, str]:
+    """The names behind ``ref:`` among checked options, by their kinds."""
+    return {
+        kind: str(options[option]).removeprefix(_REFERENCE)
+        for option, kind in REFERENCE_OPTIONS.items()
+        if str(options.get(option, "")).startswith(_REFERENCE)
+    }
+
+
+def _check_text(name: str, value: Any) -> None:
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not text.isprintable():
+            raise ConfigError(f"{_flag(name)} holds a character that cannot be printed", "write it without")
+
+
+def _reference(option: str, value: str) -> str:
+    if not value.startswith(_REFERENCE):
+        return str(Path(value).absolute())
+    if not re.fullmatch(NAME_PATTERN, value.removeprefix(_REFERENCE)):
+        raise ConfigError(f"{_flag(option)} {value}: that is no name", _NAMES)
+    return value
+
+
+def _absolute_source(mode: Mode, source: str) -> str:
+    scheme, _, place = source.partition(":")
+    if scheme == "raw" and place:
+        path, question, options = place.partition("?")
+        return f"raw:{Path(path).absolute()}{question}{options}"
+    if mode is Mode.REPLAY and scheme != "files":
+        raise SourceError(f"a replay of {source!r}", "give what was recorded: files:DIR, or raw:FILE.h5")
+    if "{" in source:  # {tilt} or {index} of a tomography: the simulator's options are not numbers yet
+        return absolute_specification(source) if scheme == "files" else source
+    return absolute_specification(source)
+
+
+def _files_to_copy(source: str) -> str:
+    """What rsync reads: DIR or HOST:DIR."""
+    if remote := _REMOTE_FILES.fullmatch(source):
+        return f"{remote[1]}:{remote[2].rstrip('/') or '/'}"
+    if not source.startswith("files:") or "?" in source:
+        raise SourceError(
+            f"sector files cannot be copied from {source!r}", "give files:DIR, or files:HOST:/DIR for another host's"
+        )
+    return str(Path(source.removeprefix("files:")).absolute())
+
+
+def _check_shape(text: str) -> None:
+    try:
+        ScanShape.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"--scan {text}: {error}", "for instance --scan 256x256") from None
+
+
+def _check_single(given: Mapping[str, Any]) -> None:
+    if ("source" in given) != ("output" in given):
+        raise ConfigError(
+            "--source and --output belong together",
+            "give both; or neither, then the job serves the next scan that is announced in the session",
+        )
+    if "source" not in given and given:
+        raise ConfigError(
+            f"{_flag(next(iter(given)))} is of a scan that the job announces itself",
+            "give --source and --output, too; or leave it out: whoever announces the scan says how it is counted",
+        )
+    if ("background" in given) != ("xray" in given):
+        raise ConfigError("--background and --xray belong together", "for instance --background 44 --xray 1500")
+    if "background" in given and "thresholds" in given:
+        raise ConfigError("--thresholds takes the place of --background and --xray", "leave one of them out")
+
+
+def _check_timeseries(given: Mapping[str, Any]) -> None:
+    if given.get("each") and str(given["output"]).endswith(".h5"):
+        raise ConfigError("--each writes one dataset per scan", "give a folder as --output; or --join")
+
+
+def _check_tomography(given: Mapping[str, Any]) -> None:
+    tilts_degrees(given["tilts"])
+
+
+def _check_replay(given: Mapping[str, Any]) -> None:
+    if "rate" in given and "?rate=" in given["source"].replace("&", "?"):
+        raise ConfigError("the rate is given twice", "leave ?rate= out of --source")
+
+
+def _check_suffix(output: str | None) -> None:
+    if output is not None and not output.endswith(".h5"):
+        raise ConfigError(f"--output {output}: that is no name of a dataset", "give a file that ends in .h5")
+
+
+def tilts_degrees(text: str) -> list[float]:
+    """The angles of ``START:STOP:STEP`` (STOP included) or of a list with commas. Raises ConfigError."""
+    remedy = "give START:STOP:STEP, as in --tilts -60:60:2, or a list, as in --tilts 0,10,20"
+    is_range = ":" in text
+    try:
+        numbers = [float(part) for part in text.split(":" if is_range else ",")]
+    except ValueError:
+        raise ConfigError(f"--tilts {text}: these are no angles", remedy) from None
+    if not all(math.isfinite(number) and abs(number) <= 180 for number in numbers):
+        raise ConfigError(f"--tilts {text}: angles are -180 to 180 degrees", remedy)
+    if not is_range:
+        return numbers
+    if len(numbers) != 3 or numbers[2] == 0 or (numbers[1] - numbers[0]) * numbers[2] < 0:
+        raise ConfigError(f"--tilts {text}: no angle lies on the way", remedy)
+    start, stop, step = numbers
+    return [start + step * index for index in range(math.floor((stop - start) / step + 1e-9) + 1)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

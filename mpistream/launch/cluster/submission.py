@@ -1,0 +1,141 @@
+"""A batch job is submitted: entirely, or not at all."""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpistream.control.session_registry import SessionRegistry
+from mpistream.launch.cluster.job_script import JobPlan, JobRequest, render_script
+from mpistream.launch.cluster.mode_options import named_references
+from mpistream.launch.cluster.slurm import Slurm
+from mpistream.model.errors import ConfigError, CoordinationError, SchedulerError, StorageError
+from mpistream.model.session import BatchJob, BatchJobState, Mode, ReferenceKind, Session
+
+#: Where in a session's folder its jobs' scripts and logs lie.
+JOBS = "jobs"
+
+#: The mode that leaves references of a kind.
+_MAKER = {ReferenceKind.DARK: Mode.DARK, ReferenceKind.MASK: Mode.DARK, ReferenceKind.THRESHOLDS: Mode.CALIBRATE}
+_IN_WORDS = {
+    ReferenceKind.DARK: "dark reference",
+    ReferenceKind.MASK: "pixel mask",
+    ReferenceKind.THRESHOLDS: "thresholds",
+}
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """``cluster`` and ``number``: as in its record."""
+
+    number: str
+    cluster: str
+    script: Path
+    log: Path
+
+
+def session_for(registry: SessionRegistry, name: str) -> Session:
+    """The session that a job is to serve. Raises ConfigError where there is none, or it is over."""
+    session = registry.session(name)
+    if session is None:
+        there = [known for known in registry.sessions() if registry.session_stop(known) is None]
+        raise ConfigError(
+            f"there is no session {name!r}",
+            f"take one of {', '.join(there)}; or " * bool(there) + f"start it: mpistream session start {name}",
+        )
+    if (stop := registry.session_stop(name)) is not None:
+        raise ConfigError(
+            f"the session {name!r} is stopped" + (f": {stop.reason}" if stop.reason else ""),
+            "start another one: mpistream session start NAME",
+        )
+    return session
+
+
+def check_references(registry: SessionRegistry, request: JobRequest) -> None:
+    """Raises ConfigError for a reference that is in nobody's list."""
+    for kind, name in named_references(request.options).items():
+        if registry.reference(kind, name) is None:
+            known = ", ".join(reference.name for reference in registry.references(kind))
+            remedy = f"take one of {known}" if known else f"give a file, or let a {_MAKER[kind]} job make one"
+            raise ConfigError(f"no {_IN_WORDS[kind]} has the name {name!r}", remedy)
+
+
+def submit_job(plan: JobPlan, slurm: Slurm, registry: SessionRegistry | None) -> Submitted:
+    """Writes the script into the job's folder and submits it; where there is a registry, its record, too.
+
+    ``registry`` is None for jobs that need no etcd. Raises SchedulerError or StorageError where nothing is submitted,
+    and CoordinationError where the record could not be written: the job is cancelled then.
+    """
+    cluster = slurm.cluster()  # who answers to this takes jobs
+    text = render_script(plan)
+    script = _write_script(plan, text)
+    try:
+        number = slurm.submit(script)
+    except BaseException:
+        script.unlink(missing_ok=True)
+        raise
+    if registry is not None:
+        _record(plan, slurm, registry, cluster, number)
+    return Submitted(number, cluster, script, plan.log_of(number))
+
+
+def _write_script(plan: JobPlan, text: str) -> Path:
+    """``NAME.sh``, or with a number where there is one from an earlier time. Raises StorageError."""
+    folder = plan.request.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder {folder} for the job's script and log: {error.strerror}",
+            "give another one with --chdir; all nodes must see it",
+        ) from error
+    for count in range(1, 10_000):
+        path = folder / (f"{plan.name}.sh" if count == 1 else f"{plan.name}-{count}.sh")
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the job's script into {folder}: {error.strerror}",
+                "give another folder with --chdir; all nodes must see it",
+            ) from error
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        return path
+    raise StorageError(f"{folder} is full of scripts {plan.name}-*.sh", "remove those that are no more needed")
+
+
+def _record(plan: JobPlan, slurm: Slurm, registry: SessionRegistry, cluster: str, number: str) -> None:
+    """Raises CoordinationError, once the job is cancelled."""
+    job = BatchJob(
+        scheduled=number,
+        cluster=cluster,
+        mode=plan.request.mode,
+        session=plan.request.session,
+        nodes=plan.nodes,
+        log=str(plan.log_of(number)),
+        state=BatchJobState.SUBMITTED,
+        submitted_unix_seconds=time.time(),
+    )
+    try:
+        registry.note_submission(job)
+    except CoordinationError as error:
+        try:
+            slurm.cancel(number)
+        except SchedulerError as second:
+            raise CoordinationError(
+                f"job {number} was submitted, but could neither be recorded in etcd ({error.message}) nor cancelled "
+                f"({second.message})",
+                f"cancel it yourself: scancel {number}",
+            ) from error
+        raise CoordinationError(
+            f"job {number} was submitted, and is cancelled again: it could not be recorded in etcd: {error.message}",
+            error.remedy,
+        ) from error
+    except BaseException:
+        # interrupted: what nobody knows of must not run
+        with suppress(SchedulerError):
+            slurm.cancel(number)
+        raise
