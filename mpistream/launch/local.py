@@ -46,9 +46,9 @@ def is_free(port: int) -> bool:
         return True
 
 
-def etcd_command(data: Path, client_port: int, peer_port: int) -> list[str]:
-    """An etcd of one member, reached from this machine only."""
-    client, peer = (f"http://127.0.0.1:{port}" for port in (client_port, peer_port))
+def etcd_command(data: Path, client_port: int, peer_port: int, host: str = "127.0.0.1") -> list[str]:
+    """An etcd of one member, reached at ``host``, one of this machine's addresses: by default from here only."""
+    client, peer = (f"http://{host}:{port}" for port in (client_port, peer_port))
     return [
         "etcd",
         *("--name", "local", "--data-dir", str(data), "--log-level", "warn"),
