@@ -26,8 +26,8 @@ _CONDUCTOR = "conductor"
 class GroupEntry:
     """A rank group: the ranks of one MPI job that share a node (or a fixed number of them on a testbed).
 
-    ``groups`` is how many the job has; ``process`` tells the first rank of the group from every other process;
-    ``batch_job`` is the scheduler's number of the job that it was started in, empty where there is none.
+    ``groups`` is how many the job has; ``process`` tells the first rank of the group from every other process.
+    ``batch_job`` is the scheduler's number of the job that the MPI job is part of; empty without one.
     """
 
     job: str

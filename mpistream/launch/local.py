@@ -35,19 +35,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server of this machine could listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True
 
 
 def etcd_command(data: Path, client_port: int, peer_port: int, host: str = "127.0.0.1") -> list[str]:
-    """An etcd of one member, reached at ``host``, one of this machine's addresses: by default from here only."""
+    """An etcd of one member, reached at ``host``: as a rule from this machine only."""
     client, peer = (f"http://{host}:{port}" for port in (client_port, peer_port))
     return [
         "etcd",
