@@ -143,7 +143,7 @@ def joined(config: Config, comm: MPI.Comm) -> Iterator[_Job]:
             registry = open_registry(config, stack.enter_context(connect_etcd(config)))
             group = tuple(rank for rank in ranks if rank.group == rank_map.group)
             groups = len({rank.group for rank in ranks})
-            batch_job = os.environ.get("SLURM_JOB_ID", "")
+            batch_job = os.environ.get("MPISTREAM_BATCH_JOB") or os.environ.get("SLURM_JOB_ID", "")
             entry = GroupEntry(name, rank_map.group, groups, rank_map.host, group, batch_job=batch_job)
             registration = registry.register_group(entry)
         # Every group stands in etcd before the job has a share of any scan.

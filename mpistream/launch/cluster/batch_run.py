@@ -1,0 +1,368 @@
+"""A batch job from its start to its end: what `mpistream job run` does, whatever the mode."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from uuid import UUID
+
+from mpistream.control.registry import Registry
+from mpistream.control.session_registry import SessionRegistry
+from mpistream.launch.absence import check_present
+from mpistream.launch.announcement import ScanRequest, announce, draft_scan
+from mpistream.launch.cluster.allocation import Allocation
+from mpistream.launch.cluster.course import Action, Decision, Facts, Outcome, Rules, decide, time_is_short
+from mpistream.launch.cluster.mpi_job import SupervisedMpiJob
+from mpistream.launch.cluster.record import JobRecord, say
+from mpistream.launch.cluster.scan_book import ScanBook
+from mpistream.launch.cluster.services import Services
+from mpistream.launch.scan_follower import ScanEnd, ScanFollower
+from mpistream.model.config import Config
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
+from mpistream.model.session import BatchJobState, JobStep, Mode
+
+_log = logging.getLogger(__name__)
+
+_TURN_SECONDS = 0.1
+_SESSION_SECONDS = 1.0
+_PRESENT_SECONDS = 600.0  # producers may be started after the job, and an MPI job that died is started again
+_REQUEUED_SECONDS = 30.0
+
+#: Exit statuses.
+DONE, FAILED, NOT_WHOLE = 0, 1, 3
+
+
+class Leaving(Exception):
+    """The batch job is to end: raised by ``turn``, through whatever a program does at that moment."""
+
+
+@dataclass(frozen=True)
+class ProgramEnd:
+    """What a mode's program has done, in words, and the exit status."""
+
+    text: str
+    exit_status: int = DONE
+
+
+Program = Callable[["BatchRun"], ProgramEnd]
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """What a batch job is asked to do."""
+
+    mode: Mode
+    session: str
+    command: tuple[str, ...]
+    rules: Rules
+    requeue: bool
+
+
+class BatchRun:
+    """What the programs of the modes work with.
+
+    ``config`` and ``registry`` are of the deployment whose scans the job streams; None where it needs none. ``folder``
+    is for files of the job itself, on this machine.
+    """
+
+    def __init__(
+        self,
+        order: JobOrder,
+        config: Config,
+        registry: Registry | None,
+        sessions: SessionRegistry | None,
+        allocation: Allocation,
+        record: JobRecord,
+        services: Services,
+        folder: Path,
+    ) -> None:
+        self.order = order
+        self.config = config
+        self.allocation = allocation
+        self._registry = registry
+        self._sessions = sessions
+        self._record = record
+        self._services = services
+        self._opened = ExitStack()
+        self._book: ScanBook | None = None
+        self._job = SupervisedMpiJob(order.command, registry, allocation, record, folder)
+        self._job.is_interrupted = lambda: self._told
+        self._told = self._drained = self._program_ended = False
+        self._warning = ""
+        self._warned: float | None = None
+        self._in_hand: frozenset[UUID] = frozenset()
+        self._session_stopped = False
+        self._session_asked = 0.0
+
+    # what programs use
+
+    @property
+    def registry(self) -> Registry:
+        assert self._registry is not None, f"mode {self.order.mode} has no scans"
+        return self._registry
+
+    @property
+    def sessions(self) -> SessionRegistry:
+        assert self._sessions is not None, f"mode {self.order.mode} has no session"
+        return self._sessions
+
+    @property
+    def book(self) -> ScanBook:
+        assert self._book is not None, f"mode {self.order.mode} has no scans"
+        return self._book
+
+    @property
+    def session_stopped(self) -> bool:
+        return self._session_stopped
+
+    def turn(self) -> None:
+        """Looks after everything, and takes a moment. Raises Leaving once the batch job is to end."""
+        time.sleep(_TURN_SECONDS)
+        if self._look_after().outcome is not None:
+            raise Leaving
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            self.turn()
+
+    def wait_until_command_ended(self) -> JobStep:
+        """Of a command that is the program itself: how it ended."""
+        self.wait_until(lambda: self._job.last is not None)
+        assert self._job.last is not None
+        return self._job.last
+
+    def wait_until_served(self, direct: bool = False) -> None:
+        """Until whatever a scan needs is registered. Raises ScanFailed where that does not come about."""
+        deadline, said = time.monotonic() + _PRESENT_SECONDS, ""
+        while True:
+            try:
+                check_present(self.registry, direct)
+                return
+            except (ScanFailed, EtcdUnreachable) as error:
+                if time.monotonic() > deadline:
+                    raise
+                if error.message != said:
+                    said = error.message
+                    say(f"waiting: {said}")
+            self.turn()
+
+    def announce(self, request: ScanRequest) -> UUID:
+        """Announces a scan, once everything that it needs is there.
+
+        Or finds the one for the same output that an earlier run of this job has announced, unless that has failed, or
+        that another job of the session has left unfinished.
+        """
+        if (known := self._known(request)) is not None:
+            return known
+        if self._session_stopped:
+            raise ScanFailed(f"session {self.order.session} was stopped", "start another one: mpistream session start")
+        draft, notes = draft_scan(request, self.config)
+        for note in notes:
+            say(f"note: {note}")
+        self.wait_until_served(request.direct)
+        record = announce(self.registry, draft)
+        say(f"scan {record.uid} is announced: {record.source} -> {record.output}")
+        return record.uid
+
+    def _known(self, request: ScanRequest) -> UUID | None:
+        output, session = str(request.output.absolute()), request.session
+        for scan in reversed(list(self.book.scans.values())):
+            facts = scan.facts
+            if facts.record is None or facts.status is None or facts.record.output != output:
+                continue
+            is_mine = facts.record.labels.get("batch_job") == self.allocation.number
+            is_taken_over = facts.is_unfinished and facts.record.session == session != ""
+            if (is_mine and (facts.is_unfinished or scan.summary)) or is_taken_over:
+                say(f"scan {facts.uid} was announced for {output} before: it is {facts.status.state}")
+                return facts.uid
+        return None
+
+    def follow(self, uid: UUID) -> ScanEnd:
+        """Until the scan has ended with a dataset. Raises ScanFailed where it has none."""
+        record = self.registry.record(uid)
+        assert record is not None
+        follower = ScanFollower(self.registry, record, self.config, say, self.turn)
+        return follower.follow(lambda state, progress: None)
+
+    def labels(self, **labels: str | int | float) -> Mapping[str, str | int | float]:
+        """Those of a scan of this job."""
+        return {**labels, "batch_job": self.allocation.number}
+
+    # the course of the job
+
+    def perform(self, program: Program) -> int:
+        """The exit status. Nothing that was started is left."""
+        handled = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
+        try:
+            with self._opened:
+                self._open()
+                return self._perform(program)
+        finally:
+            for number, handler in handled.items():
+                signal.signal(number, handler)
+
+    def _open(self) -> None:
+        self._opened.callback(self._services.close)
+        self._opened.callback(self._job.close)
+        if self._registry is not None:
+            self._book = ScanBook(self._registry)
+            self._opened.callback(self._book.close)
+
+    def _perform(self, program: Program) -> int:
+        end: ProgramEnd | None = None
+        failure: MpistreamError | None = None
+        try:
+            end = program(self)
+        except Leaving:
+            pass
+        except (MpistreamError, OSError) as error:
+            failure = error if isinstance(error, MpistreamError) else MpistreamError(str(error), "see the job's log")
+        except Exception as error:
+            _log.exception("the program of mode %s failed", self.order.mode)
+            failure = MpistreamError(f"the program failed: {error!r}", "the traceback stands in the job's log")
+        self._program_ended = end is not None or failure is not None
+        if self._program_ended:
+            self._record.update(state=BatchJobState.FINISHING)
+        while (decision := self._look_after()).action is not Action.LEAVE:
+            time.sleep(_TURN_SECONDS)
+        if failure is not None:
+            return self._end(BatchJobState.FAILED, failure.message, failure.remedy, FAILED)
+        if end is not None:
+            return self._end(BatchJobState.ENDED, end.text, "", end.exit_status)
+        return self._leave(decision)
+
+    def _leave(self, decision: Decision) -> int:
+        """Without the program having ended."""
+        left = self._what_is_left()
+        reason = f"{decision.reason}{': ' + left if left else ''}"
+        remedy = "" if not left else f"it goes on with the next job: mpistream job submit {self._next_mode()} ..."
+        is_live = self.order.mode is Mode.LIVE
+        match decision.outcome:
+            case Outcome.REQUEUE:
+                return self._requeue(reason, remedy)
+            case Outcome.TOLD:
+                return self._end(BatchJobState.ENDED, reason, remedy, DONE if is_live else FAILED)
+            case Outcome.HANDED_OVER if is_live:
+                return self._end(BatchJobState.ENDED, reason, remedy, DONE)
+            case _:
+                return self._end(BatchJobState.FAILED, reason, remedy or "submit it again", FAILED)
+
+    def _next_mode(self) -> str:
+        return str(self.order.mode if self.order.mode is not Mode.FILEBASED else Mode.LIVE)
+
+    def _what_is_left(self) -> str:
+        if self._book is None:
+            return ""
+        self._book.news()
+        scans = [f"scan {scan.facts.uid} is left {scan.facts.state}" for scan in self._book.unfinished()]
+        return "; ".join(scans)
+
+    def _requeue(self, reason: str, remedy: str) -> int:
+        self._end(BatchJobState.REQUEUED, reason, remedy, DONE)
+        self._record.flush()
+        try:
+            self.allocation.requeue()
+        except MpistreamError as error:
+            text = f"{reason}; it could not be requeued: {error.message}"
+            return self._end(BatchJobState.FAILED, text, "submit it again", FAILED)
+        deadline = time.monotonic() + _REQUEUED_SECONDS
+        while time.monotonic() < deadline and not self._told:
+            time.sleep(_TURN_SECONDS)
+        return DONE
+
+    def _end(self, state: BatchJobState, reason: str, remedy: str, exit_status: int) -> int:
+        say(f"the job is {state}{': ' + reason if reason else ''}{'; ' + remedy if remedy else ''}")
+        self._record.ends(state, reason, remedy)
+        return exit_status
+
+    def _look_after(self) -> Decision:
+        """One turn of everything that runs."""
+        for news in self._services.turn():
+            say(news)
+        self._job.turn()
+        if self._book is not None:
+            for sentence in self._book.news():
+                say(sentence)
+        self._look_at_session()
+        self._look_at_time()
+        decision = decide(self._facts(), self.order.rules)
+        match decision.action:
+            case Action.START:
+                self._job.start()
+            case Action.STOP:
+                if decision.reason:
+                    say(f"the job ends: {decision.reason}")
+                self._record.update(state=BatchJobState.FINISHING, reason=decision.reason)
+                self._job.ask_to_end()
+            case Action.KILL:
+                self._job.kill(decision.reason or "it did not end when asked")
+            case Action.WAIT | Action.LEAVE:
+                pass
+        return decision
+
+    def _facts(self) -> Facts:
+        ends_by = self.allocation.ends_by_unix_seconds()
+        job, book = self._job, self._book
+        return Facts(
+            program_ended=self._program_ended,
+            told=self._told,
+            warned_seconds=None if self._warned is None else time.monotonic() - self._warned,
+            seconds_left=None if ends_by is None else ends_by - time.time(),
+            may_requeue=self._may_requeue(),
+            scans_in_hand=len(self._in_hand & book.begun()) if book else 0,
+            is_writing=book is not None and book.is_writing(),
+            step=job.state,
+            step_seconds=job.state_seconds,
+            absent_seconds=job.absent_seconds,
+            was_registered=job.was_registered,
+            starts=job.starts,
+            brief_lives=job.brief_lives,
+            nodes=len(job.good),
+        )
+
+    def _may_requeue(self) -> bool:
+        has_use = not (self.order.mode is Mode.LIVE and self._session_stopped)
+        return self.order.requeue and self.allocation.can_requeue and not self._drained and has_use
+
+    def _look_at_time(self) -> None:
+        """The job is warned once, by a signal or by itself: what has begun by then is in hand."""
+        ends_by = self.allocation.ends_by_unix_seconds()
+        self._record.update(ends_by_unix_seconds=ends_by)
+        is_short = ends_by is not None and time_is_short(ends_by - time.time(), self.order.rules)
+        why = self._warning or ("the time limit is near" if is_short else "")
+        if self._warned is not None or not why:
+            return
+        self._warned = time.monotonic()
+        self._in_hand = frozenset(self._book.begun()) if self._book else frozenset()
+        seconds = self.order.rules.finish_seconds
+        waits = f"; scans in hand, which have {seconds:g} s to end: {len(self._in_hand)}"
+        say(f"{why}{waits if self._in_hand else ''}")
+        self._record.update(state=BatchJobState.FINISHING, reason=why)
+
+    def _look_at_session(self) -> None:
+        if self._sessions is None or self._session_stopped or not self.order.session:
+            return
+        if time.monotonic() - self._session_asked < _SESSION_SECONDS:
+            return
+        self._session_asked = time.monotonic()
+        try:
+            stop = self._sessions.session_stop(self.order.session)
+        except CoordinationError:
+            return  # as soon as etcd answers
+        if stop is not None:
+            self._session_stopped = True
+            say(f"session {self.order.session} is stopped{': ' + stop.reason if stop.reason else ''}")
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._told = True
+            return
+        self._drained |= number == signal.SIGUSR2
+        self._warning = "it was asked to end after the scan in hand" if self._drained else "the time limit is near"
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
