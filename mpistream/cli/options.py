@@ -61,9 +61,10 @@ def scan_options(command: Command) -> Command:
         click.option(
             "--source",
             required=True,
-            metavar="files:DIR|sim:ROWSxCOLS",
-            help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), or a simulated "
-            "scan (sim:64x65, with options as in sim:64x65?seed=3&electrons=500).",
+            metavar="files:DIR|raw:FILE|sim:ROWSxCOLS",
+            help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), what a scan "
+            "with --raw has left (raw:FILE), or a simulated scan (sim:64x65, with options as in "
+            "sim:64x65?seed=3&electrons=500).",
         ),
         click.option(
             "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5", help="The dataset to write."
@@ -83,6 +84,7 @@ def scan_options(command: Command) -> Command:
             "--row-dark-level", type=float, help="With --row-dark and given thresholds: the pedestal's mean (ADU)."
         ),
         click.option("--centroids", is_flag=True, help="Also store where in its pixel each electron hit."),
+        click.option("--raw", is_flag=True, help="Do not count: keep the sectors as they are, to be replayed later."),
         click.option("--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator."),
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]

@@ -12,11 +12,12 @@ from mpistream.launch.absence import check_present
 from mpistream.launch.inspection import read_scans
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.config import Config
-from mpistream.model.errors import StorageError
-from mpistream.model.scan import CountingParameters, Durability, ScanRecord
+from mpistream.model.errors import ConfigError, StorageError
+from mpistream.model.scan import UNCOUNTED, CountingParameters, Durability, ScanRecord
 from mpistream.pipeline.producing.sector_stream import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
+from mpistream.storage.recording_pixels import check_room
 from mpistream.storage.small_files import check_targets
 
 
@@ -24,7 +25,8 @@ from mpistream.storage.small_files import check_targets
 class ScanRequest:
     """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from.
 
-    ``session`` and ``labels`` as in the scan's record.
+    ``session`` and ``labels`` as in the scan's record. ``recording``: keep the records, uncounted; then nothing may be
+    said about counting.
     """
 
     source: str
@@ -35,6 +37,7 @@ class ScanRequest:
     thresholds: Path | None = None
     session: str = ""
     labels: Mapping[str, str | int | float] = field(default_factory=dict)
+    recording: bool = False
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
@@ -42,7 +45,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
-    counting = request.counting
+    counting = _uncounted(request) if request.recording else request.counting
     named = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
     inputs = [Path(path) for path in named if path is not None] + files_of_source(request.source)
     check_targets([request.output.absolute()], request.overwrite, inputs)
@@ -61,13 +64,16 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     check_window(config, draft)
     draft = draft.model_copy(
         update={
-            "journals": _journals(draft, config),
+            "journals": _journals(draft, config, request.recording),
             "durability": Durability(config.journal.durability),
             "detectors": config.detectors.virtual,
             "session": request.session,
             "labels": dict(request.labels),
+            "recording": request.recording,
         }
     )
+    if draft.recording:
+        check_room(draft)
     if counting.background is not None and counting.background < 0:
         notes += (
             f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "
@@ -76,10 +82,28 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     return draft, (*notes, *threshold_notes)
 
 
-def _journals(draft: ScanRecord, config: Config) -> str:
-    """The folder for the scan's journals, which its ranks make. Raises StorageError."""
+def _uncounted(request: ScanRequest) -> CountingParameters:
+    """Raises ConfigError where something is asked for that only counting can do."""
+    default = CountingParameters()
+    asked = [
+        name for name in CountingParameters.model_fields if getattr(request.counting, name) != getattr(default, name)
+    ]
+    asked += ["thresholds"] if request.thresholds is not None else []
+    if asked:
+        raise ConfigError(
+            f"a raw recording is not counted, so it has no {', '.join(name.replace('_', ' ') for name in asked)}",
+            f"leave that out, and count the recording with it: --source raw:{request.output}",
+        )
+    return UNCOUNTED
+
+
+def _journals(draft: ScanRecord, config: Config, recording: bool) -> str:
+    """The folder for the scan's journals, which its ranks make. Raises StorageError.
+
+    That of a recording lies beside its output: its file is filled there, and gets another name at the end.
+    """
     output = Path(draft.output)
-    folder = Path(config.journal.directory) if config.journal.directory else output.parent
+    folder = Path(config.journal.directory) if config.journal.directory and not recording else output.parent
     if not folder.is_dir():
         raise StorageError(f"the folder for journals {folder} does not exist", f"make it: mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
