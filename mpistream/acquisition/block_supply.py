@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mpistream.acquisition.source import SectorSource
+from mpistream.acquisition.sector_source import SectorSource
 from mpistream.acquisition.spill import Spill
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord
@@ -106,7 +106,7 @@ class BlockSupply(Protocol):
         ...
 
     def seconds_until_capture(self) -> float:
-        """When ``capture`` will have something to do; infinite where it never will."""
+        """When ``capture``, or ``take``, will have something to do; infinite where no time tells."""
         ...
 
     def frames_sent(self, block: int) -> int | None:
@@ -127,7 +127,7 @@ class BlockSupply(Protocol):
 
 
 class ReadableBlocks:
-    """Blocks of a source that can be read again: only the window holds any."""
+    """Blocks of a source that can be read again, once it has them: only the window holds any."""
 
     spilled_bytes = 0
     blocks_dropped = 0
@@ -137,15 +137,21 @@ class ReadableBlocks:
         self._block_frames = record.block_frames
         self._source = source
         self._frames_sent: dict[int, int] = {}
+        self._awaited: int | None = None  # a block that the source does not have yet
 
     def take(self, block: int, is_lowest: bool) -> HeldBlock | None:
         held = self.window.get(block)
-        if held is None and (self.window.has_room or is_lowest):
+        if held is None and self._is_there(block) and (self.window.has_room or is_lowest):
             buffer = self.window.buffer()
             frames_present = self._source.read_block(block, self._block_frames, buffer)
             self._frames_sent[block] = frames_present
             held = self.window.hold(block, buffer, frames_present)
         return held
+
+    def _is_there(self, block: int) -> bool:
+        is_there = self._source.seconds_until(block, self._block_frames) <= 0
+        self._awaited = None if is_there else block
+        return is_there
 
     def released(self, block: int, came_with_own: bool) -> None:
         self.window.release(block, came_with_own)
@@ -154,7 +160,8 @@ class ReadableBlocks:
         return False
 
     def seconds_until_capture(self) -> float:
-        return math.inf
+        """Nothing is captured; but a paced source has the next block then."""
+        return math.inf if self._awaited is None else self._source.seconds_until(self._awaited, self._block_frames)
 
     def frames_sent(self, block: int) -> int | None:
         known = self._frames_sent.get(block)

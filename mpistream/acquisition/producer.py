@@ -1,13 +1,14 @@
 """The producer's side of the stream: sends the blocks of one sector of one scan until ranks have journaled them all."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mpistream.acquisition.block_supply import BlockSupply, HeldBlock
 from mpistream.acquisition.delivery import Delivery, destination_of
-from mpistream.acquisition.source import SectorSource
+from mpistream.acquisition.sector_source import SectorSource
 from mpistream.model.fault_points import reach
 from mpistream.model.job_share import JobShare
 from mpistream.model.protocol import Ack, BlockHeader, Want, blocks_digest
@@ -171,8 +172,9 @@ class SectorSender:
         return f"{self._who_is_silent()} for {seconds:.0f} s" if self._waits_for_ranks() else ""
 
     def _waits_for_ranks(self) -> bool:
-        """Otherwise it waits for a live source, or for nothing."""
-        return self.delivery.under_way > 0 or (self.delivery.owed > 0 and not self.source.is_live)
+        """Otherwise it waits for its source, or for nothing."""
+        waits_for_source = self.source.is_live or math.isfinite(self.supply.seconds_until_capture())
+        return self.delivery.under_way > 0 or (self.delivery.owed > 0 and not waits_for_source)
 
     def _who_is_silent(self) -> str:
         sector, table = self.source.sector, self.delivery.table

@@ -42,8 +42,10 @@ def sector_file_name(scan_number: int, sector: int, part: int) -> str:
     return f"data_scan{scan_number:010d}_module{sector}_part{part:03d}.data"
 
 
-def list_sector_files(directory: Path) -> list[SectorFile]:
-    """All sector files in ``directory``, by name. Raises SourceError unless there are some, all of one scan."""
+def list_sector_files(directory: Path, scan_number: int | None = None) -> list[SectorFile]:
+    """The sector files of a scan in ``directory``, by name. Raises SourceError unless there are some, and unless all
+    are of one scan where no ``scan_number`` chooses one.
+    """
     try:
         paths = sorted(directory.iterdir())
         files = [
@@ -64,12 +66,16 @@ def list_sector_files(directory: Path) -> list[SectorFile]:
                 "move the file away, or correct its name if it was renamed",
             )
     scans = sorted({file.scan_number for file in files})
-    if len(scans) > 1:
+    if scan_number is None and len(scans) > 1:
         raise SourceError(
             f"files of different scans in {directory}: {', '.join(map(str, scans))}",
-            "keep each scan's files in a directory of its own",
+            f"choose one of them: files:{directory}?scan={scans[-1]}",
         )
-    return files
+    if scan_number is not None and scan_number not in scans:
+        raise SourceError(
+            f"no sector files of scan {scan_number} in {directory}", f"there are: {', '.join(map(str, scans))}"
+        )
+    return [file for file in files if scan_number in (None, file.scan_number)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class SectorIndex:
 
 
 class FileSectorSource:
-    """One sector of a recorded scan as a producer reads it; see ``mpistream.acquisition.source.SectorSource``."""
+    """One sector of a recorded scan as a producer reads it; see ``sector_source.SectorSource``."""
 
     is_live = False
     frames_lost = 0

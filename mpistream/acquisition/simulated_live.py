@@ -11,7 +11,7 @@ from mpistream.acquisition.simulator import SimulatedSectorSource
 class LiveSectorSource(SimulatedSectorSource):
     """Frame i is there i / rate seconds after the scan began, and written over when ``ring`` more have come.
 
-    See ``mpistream.acquisition.source.SectorSource``. Which frames there are depends on when they are read; a block
+    See ``sector_source.SectorSource``. Which frames there are depends on when they are read; a block
     must not be read before it is there.
     """
 

@@ -1,20 +1,28 @@
-"""What a producer reads from: the sectors of a scan, out of files or out of the simulator.
+"""What a producer reads from: the sectors of a scan, out of files, out of a recording, or out of the simulator.
 
 A source is named by a specification:
 
-    files:DIR[?version=4][&skip_bad_records=yes]     the camera's sector files
-    sim:ROWSxCOLUMNS[?seed=3&electrons=2400&...]     a simulated scan, see SimulationOptions
+    files:DIR[?version=4&skip_bad_records=yes&scan=N&rate=R]    the camera's sector files; of several scans the one of
+                                                                number N
+    raw:FILE[?rate=R]                                           what a scan with --raw has left
+    sim:ROWSxCOLUMNS[?seed=3&electrons=2400&...]                a simulated scan, see SimulationOptions
+
+With a rate the frames are sent at R frames per second, or as fast as they are taken, if that is slower.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from mpistream.acquisition.layout_check import looks_like_other_layout
-from mpistream.acquisition.sector_files import FileSectorSource, list_sector_files
+from mpistream.acquisition.paced import PacedSectorSource
+from mpistream.acquisition.recording_source import RecordingIndex, RecordingSectorSource
+from mpistream.acquisition.sector_files import FileSectorSource, SectorFile, list_sector_files
 from mpistream.acquisition.sector_index import check_one_position_each, identify_scan, index_sector
+from mpistream.acquisition.sector_source import SectorSource
 from mpistream.acquisition.simulated_live import LiveSectorSource
 from mpistream.acquisition.simulation_options import SimulationOptions
 from mpistream.acquisition.simulator import SimulatedSectorSource, Simulator
@@ -22,44 +30,13 @@ from mpistream.model.errors import SourceError
 from mpistream.model.geometry import SECTORS, ScanShape
 from mpistream.model.protocol import Encoding
 
-FORMS = "files:DIRECTORY or sim:ROWSxCOLUMNS"
+FORMS = "files:DIRECTORY, raw:FILE or sim:ROWSxCOLUMNS"
+_HIGHEST_RATE = 1e6
+#: What stands behind the name of each kind of source.
+_PLACES = {"files": "directory", "raw": "file", "sim": "scan shape"}
 _ONLY_FOR_FILES = ("reorder", "files_per_sector")
 
 Value = TypeVar("Value")
-
-
-class SectorSource(Protocol):
-    """One sector of one scan. Raises SourceError when it cannot be read any more.
-
-    sectors_duplicate  records that occur again; the first in the order of file names and records is used
-    sectors_rejected   records left out because they are bad
-    is_live            it does not wait: what is not read in time is gone, and nothing can be read again for long
-    frames_lost        of those that were asked for, how many were gone; 0 where nothing goes
-    """
-
-    sector: int
-    sectors_duplicate: int
-    sectors_rejected: int
-    is_live: bool
-    frames_lost: int
-
-    def read_block(self, block: int, block_frames: int, buffer: memoryview) -> int:
-        """Writes the records (verbatim: header and pixels) of frames block * block_frames and following to ``buffer``.
-
-        They lie one behind the other in ascending order of frames from the beginning of ``buffer``, which has
-        block_frames * RECORD_BYTES writable bytes. Returns the bit map of the frames present.
-        """
-        ...
-
-    def frames_present(self, block: int, block_frames: int) -> int | None:
-        """The bit map that ``read_block`` returns, without reading pixels; None where only reading tells."""
-        ...
-
-    def seconds_until(self, block: int, block_frames: int) -> float:
-        """When all frames of the block will be there; 0 where they are."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,22 +59,32 @@ def describe_source(specification: str) -> SourceDescription:
     """Looks at all of a source before its scan is announced. Raises SourceError for whatever is wrong with it."""
     scheme, place, options = parse_specification(specification)
     if scheme == "files":
-        return _describe_files(*_file_options(place, options))
+        return _describe_files(_file_options(place, options))
+    if scheme == "raw":
+        _check_options(options, ("rate",), "a recording")
+        _rate(options)
+        return _describe_recording(Path(place))
     return _describe_simulation(_simulation_options(place, options))
 
 
 def open_source(specification: str, sector: int, started_unix_seconds: float | None = None) -> SectorSource:
     """Opens one sector of a source; of files, only that sector's are indexed. Raises SourceError.
 
-    ``started_unix_seconds``: when a live source began; without it there is none.
+    ``started_unix_seconds``: when a live source began; without it there is none, and a rate has no effect.
     """
     if not 0 <= sector < SECTORS:
         raise SourceError(f"sector {sector}; a frame has sectors 0 to {SECTORS - 1}")
     scheme, place, options = parse_specification(specification)
     if scheme == "files":
-        directory, _, skip_bad_records = _file_options(place, options)
-        files = list_sector_files(directory)
-        return FileSectorSource(sector, index_sector(files, sector, identify_scan(files), skip_bad_records))
+        chosen = _file_options(place, options)
+        files = chosen.list()
+        index = index_sector(files, sector, identify_scan(files), chosen.skip_bad_records)
+        numbers = index.frame_numbers.tolist()
+        frames = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
+        return _paced(FileSectorSource(sector, index), chosen.rate, frames, started_unix_seconds)
+    if scheme == "raw":
+        recording = RecordingSectorSource(Path(place), sector)
+        return _paced(recording, _rate(options), recording.frames, started_unix_seconds)
     simulation = _simulation_options(place, options)
     if not simulation.live:
         return SimulatedSectorSource(simulation, sector)
@@ -109,25 +96,27 @@ def open_source(specification: str, sector: int, started_unix_seconds: float | N
 def files_of_source(specification: str) -> list[Path]:
     """The files that a source reads: none of a simulated one. Raises SourceError."""
     scheme, place, options = parse_specification(specification)
-    return [file.path for file in list_sector_files(_file_options(place, options)[0])] if scheme == "files" else []
+    if scheme == "files":
+        return [file.path for file in _file_options(place, options).list()]
+    return [Path(place)] if scheme == "raw" else []
 
 
 def absolute_specification(specification: str) -> str:
     """The same source for a process with another working directory. Raises SourceError."""
     scheme, place, _ = parse_specification(specification)
-    if scheme != "files":
+    if scheme == "sim":
         return specification
-    return specification.replace(f"files:{place}", f"files:{Path(place).absolute()}", 1)
+    return specification.replace(f"{scheme}:{place}", f"{scheme}:{Path(place).absolute()}", 1)
 
 
 def parse_specification(specification: str) -> tuple[str, str, dict[str, str]]:
     """``"files:DIR?version=4"`` gives ``("files", "DIR", {"version": "4"})``. Raises SourceError."""
     scheme, colon, rest = specification.partition(":")
-    if not colon or scheme not in ("files", "sim"):
+    if not colon or scheme not in _PLACES:
         raise SourceError(f"{specification!r} is no source", f"sources are {FORMS}")
     place, _, query = rest.partition("?")
     if not place:
-        raise SourceError(f"{specification!r} names no {'directory' if scheme == 'files' else 'scan shape'}", FORMS)
+        raise SourceError(f"{specification!r} names no {_PLACES[scheme]}", FORMS)
     options: dict[str, str] = {}
     for item in query.split("&") if query else []:
         name, equals, value = item.partition("=")
@@ -140,15 +129,58 @@ def parse_specification(specification: str) -> tuple[str, str, dict[str, str]]:
     return scheme, place, options
 
 
-def _file_options(place: str, options: dict[str, str]) -> tuple[Path, Encoding, bool]:
-    version = _choice(options, "version", {"5": Encoding.RECORDS_ROWS, "4": Encoding.RECORDS_COLUMNS})
-    skip_bad_records = _choice(options, "skip_bad_records", {"no": False, "yes": True})
+@dataclass(frozen=True)
+class _FileOptions:
+    directory: Path
+    encoding: Encoding
+    skip_bad_records: bool
+    scan: int | None
+    rate: float | None
+
+    def list(self) -> list[SectorFile]:
+        return list_sector_files(self.directory, self.scan)
+
+
+def _file_options(place: str, options: dict[str, str]) -> _FileOptions:
+    _check_options(options, ("version", "skip_bad_records", "scan", "rate"), "a source of files")
+    scan = options.get("scan")
+    if scan is not None and not scan.isdecimal():
+        raise SourceError(
+            f"scan={scan} is not possible", "scan is the camera's number of a scan, as in the files' names"
+        )
+    return _FileOptions(
+        Path(place),
+        _choice(options, "version", {"5": Encoding.RECORDS_ROWS, "4": Encoding.RECORDS_COLUMNS}),
+        _choice(options, "skip_bad_records", {"no": False, "yes": True}),
+        None if scan is None else int(scan),
+        _rate(options),
+    )
+
+
+def _check_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
     for name in options:
-        if name not in ("version", "skip_bad_records"):
-            raise SourceError(
-                f"a source of files has no option {name!r}", "its options are version (4 or 5) and skip_bad_records"
-            )
-    return Path(place), version, skip_bad_records
+        if name not in known:
+            allowed = ", ".join(known).replace("version", "version (4 or 5)")
+            raise SourceError(f"{what} has no option {name!r}", f"its options: {allowed}")
+
+
+def _rate(options: dict[str, str]) -> float | None:
+    """Frames per second; None: as fast as they are taken."""
+    if "rate" not in options:
+        return None
+    try:
+        rate = float(options["rate"])
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= _HIGHEST_RATE:
+        raise SourceError(
+            f"rate={options['rate']} is not possible", f"rate is in frames per second, up to {_HIGHEST_RATE:.0f}"
+        )
+    return rate
+
+
+def _paced(source: SectorSource, rate: float | None, frames: range, started: float | None) -> SectorSource:
+    return source if rate is None or started is None else PacedSectorSource(source, rate, frames, started)
 
 
 def _choice(options: dict[str, str], name: str, choices: dict[str, Value]) -> Value:
@@ -159,10 +191,10 @@ def _choice(options: dict[str, str], name: str, choices: dict[str, Value]) -> Va
     return choices[text]
 
 
-def _describe_files(directory: Path, encoding: Encoding, skip_bad_records: bool) -> SourceDescription:
-    files = list_sector_files(directory)
+def _describe_files(chosen: _FileOptions) -> SourceDescription:
+    directory, encoding, files = chosen.directory, chosen.encoding, chosen.list()
     scan = identify_scan(files)
-    indices = [index_sector(files, sector, scan, skip_bad_records) for sector in range(SECTORS)]
+    indices = [index_sector(files, sector, scan, chosen.skip_bad_records) for sector in range(SECTORS)]
     frame_numbers = np.concatenate([index.frame_numbers for index in indices])
     if not len(frame_numbers):
         raise SourceError(f"all records in {directory} are bad", "copy the files again")
@@ -195,6 +227,22 @@ def _describe_files(directory: Path, encoding: Encoding, skip_bad_records: bool)
         sum(index.rejected for index in indices),
         without_files,
         tuple(notes),
+    )
+
+
+def _describe_recording(path: Path) -> SourceDescription:
+    index = RecordingIndex.read(path)
+    notes = [] if index.complete else [f"{path} is not complete: it has what had arrived of its scan"]
+    return SourceDescription(
+        index.scan_number,
+        index.scan_shape,
+        index.first_frame,
+        index.last_frame,
+        index.encoding,
+        index.records,
+        sum(index.sectors_duplicate),
+        sum(index.sectors_rejected),
+        notes=tuple(notes),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from mpistream.benchmarks.measurement import Spread
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.scan import CountingParameters, Durability, Thresholds
 from mpistream.pipeline.source_frames import record_of_source, source_blocks
 from mpistream.reduction.scan_reduction import ScanReduction
@@ -34,7 +34,7 @@ _numbers = count()
 class JournalAlone:
     """Counted blocks, and the same as the bytes that a journal has of them."""
 
-    blocks: list[CountedBlock]
+    blocks: list[JournaledBlock]
     records: list[bytes]
 
     @classmethod

@@ -50,10 +50,15 @@ def simulate(scan: str, output: Path, overwrite: bool, **options: Any) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
-    """Say what a dataset holds, how it was counted and where it comes from."""
-    from mpistream.cli.report import print_dataset
+    """Say what a dataset holds, how it was counted and where it comes from; or a raw recording."""
+    from mpistream.cli.report import print_dataset, print_recording
     from mpistream.storage.reader import whole_dataset
+    from mpistream.storage.recording_reader import is_recording, open_recording
 
+    if is_recording(file):
+        with open_recording(file) as recording:
+            print_recording(recording)
+        return
     with whole_dataset(file) as dataset:
         print_dataset(dataset)
 
@@ -62,15 +67,17 @@ def info(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def verify(file: Path, as_json: bool) -> None:
-    """Check a dataset: that it has every frame that was sent, once, and nothing in it is altered.
+    """Check a dataset or a raw recording: that it has every frame that was sent, once, and nothing in it is altered.
 
     Exit status 1 where anything is wrong.
     """
     import json
 
+    from mpistream.storage.recording_reader import is_recording
+    from mpistream.storage.recording_verify import verify_recording
     from mpistream.storage.verify import REMEDY, verify_dataset
 
-    verification = verify_dataset(file)
+    verification = verify_recording(file) if is_recording(file) else verify_dataset(file)
     if as_json:
         click.echo(json.dumps(verification.to_json(), indent=2))
     else:

@@ -89,9 +89,9 @@ def calibration_options(command: Command) -> Command:
 source_option = click.option(
     "--source",
     required=True,
-    metavar="files:DIR|sim:ROWSxCOLS",
-    help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), or a simulated "
-    "scan (sim:64x65, with options as in sim:64x65?seed=3&electrons=500).",
+    metavar="files:DIR|raw:FILE|sim:ROWSxCOLS",
+    help="The frames: a folder of sector files (files:DIR, older ones as files:DIR?version=4), what a scan with --raw "
+    "has left (raw:FILE), or a simulated scan (sim:64x65, with options as in sim:64x65?seed=3&electrons=500).",
 )
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -110,6 +110,7 @@ def scan_options(command: Command) -> Command:
         ),
         overwrite_option,
         counting_options,
+        click.option("--raw", is_flag=True, help="Do not count: keep the sectors as they are, to be replayed later."),
         direct_option,
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]

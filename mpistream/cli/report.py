@@ -13,6 +13,7 @@ from mpistream.model.scan import ScanRecord, ScanSummary
 
 if TYPE_CHECKING:
     from mpistream.storage.reader import Dataset
+    from mpistream.storage.recording_reader import Recording
 
 _STAGES = {
     ScanState.ANNOUNCED: "preparing",
@@ -90,12 +91,19 @@ def summary_numbers(end: ScanEnd) -> dict[str, object]:
         **summary.counters.model_dump(),
         "seconds_streaming": seconds.get("streaming"),
         "seconds_last_frame_to_dataset": seconds.get("last_frame_to_dataset"),
-        "background": summary.thresholds.background,
-        "xray": summary.thresholds.xray,
-        "thresholds_calibrated": summary.thresholds.calibrated,
+        "recording": summary.recording,
+        **({} if summary.recording else _thresholds_of(summary)),
         "dataset_bytes": summary.file_bytes,
         "gigabytes_per_second": _rates(summary),
         "warnings": list(summary.warnings),
+    }
+
+
+def _thresholds_of(summary: ScanSummary) -> dict[str, object]:
+    return {
+        "background": summary.thresholds.background,
+        "xray": summary.thresholds.xray,
+        "thresholds_calibrated": summary.thresholds.calibrated,
     }
 
 
@@ -109,6 +117,7 @@ def _rates(summary: ScanSummary) -> dict[str, float]:
         "reading": raw,
         "streaming": raw,
         "counting": raw,
+        "checksums": raw,
         "gather": summary.file_bytes,
         "write": summary.file_bytes,
     }
@@ -156,6 +165,24 @@ def print_dataset(dataset: "Dataset") -> None:
     print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))
 
 
+def print_recording(recording: "Recording") -> None:
+    """What a raw recording says about itself."""
+    provenance, (rows, columns) = recording.provenance, recording.scan_shape
+    first, frames = provenance["scan_record"]["first_frame"], recording.counters["frames"]
+    print(f"recording    {recording.path}")
+    print(f"scan         {rows} x {columns} positions, {frames} frames, numbered {first} to ", end="")
+    print(f"{first + recording.rows - 1}, camera's number {recording.scan_number}, uid {recording.scan_uid}")
+    sector = " x ".join(map(str, recording.layout.sector_shape))
+    print(f"sectors      {sector} pixels each (version {int(recording.layout)} of the raw format)")
+    print(
+        "counters     " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recording.counters.items())
+    )
+    print(f"complete     {'yes' if recording.complete else 'no: it has what had arrived'}")
+    print(f"source       {provenance['scan_record']['source']}")
+    print(f"written      {provenance['written_utc']} by {provenance['writing_ranks']} ranks of job {provenance['job']}")
+    print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))
+
+
 def print_json(end: ScanEnd) -> None:
     print(json.dumps(summary_numbers(end)), flush=True)
 
@@ -165,19 +192,19 @@ def print_summary(summary: ScanSummary) -> None:
     counters, thresholds, rates = summary.counters, summary.thresholds, _rates(summary)
     origin = f"calibrated from {thresholds.sample_frames} frames" if thresholds.calibrated else "as given"
     per_frame = counters.electrons / counters.frames if counters.frames else 0.0
-    ratio = counters.raw_bytes / summary.file_bytes
-    print(f"dataset      {summary.dataset}")
+    size = f"{counters.raw_bytes / 1e9:.3f} GB raw"
+    print(f"{'recording' if summary.recording else 'dataset':<13}{summary.dataset}")
     print(f"scan         {summary.scan_shape[0]} x {summary.scan_shape[1]} positions, {counters.frames} frames")
-    print(f"electrons    {counters.electrons} ({per_frame:.0f} per frame)")
-    print(f"thresholds   background {thresholds.background:.2f}, x-ray {thresholds.xray:.2f} ADU, {origin}")
+    if not summary.recording:
+        size += f", {summary.file_bytes / 1e6:.1f} MB counted ({counters.raw_bytes / summary.file_bytes:.0f}x)"
+        print(f"electrons    {counters.electrons} ({per_frame:.0f} per frame)")
+        print(f"thresholds   background {thresholds.background:.2f}, x-ray {thresholds.xray:.2f} ADU, {origin}")
     print(
         f"incomplete   {counters.frames_incomplete} frames, {counters.sectors_missing} sectors missing, "
         f"{counters.sectors_duplicate} duplicate, {counters.sectors_rejected} rejected, "
         f"{counters.frames_lost} frames lost"
     )
-    print(
-        f"size         {counters.raw_bytes / 1e9:.3f} GB raw, {summary.file_bytes / 1e6:.1f} MB counted ({ratio:.0f}x)"
-    )
+    print(f"size         {size}")
     print(f"GB/s         {', '.join(f'{stage} {rate:.2f}' for stage, rate in rates.items()) or 'not known'}")
     names = ("streaming", "last_frame_to_dataset")
     times = [f"{name.replace('_', ' ')} {summary.seconds[name]:.2f}" for name in names if name in summary.seconds]

@@ -44,10 +44,16 @@ RETURN_SECONDS = 5.0
 
 
 def scan_request(
-    source: str, output: Path, overwrite: bool, direct: bool, thresholds: Path | None, **counting: Any
+    source: str,
+    output: Path,
+    overwrite: bool,
+    direct: bool,
+    thresholds: Path | None,
+    raw: bool = False,
+    **counting: Any,
 ) -> ScanRequest:
     """The options of ``scan_options`` as a request."""
-    return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct, thresholds)
+    return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct, thresholds, recording=raw)
 
 
 def note(text: str) -> None:

@@ -14,11 +14,12 @@ from mpistream.launch.inspection import read_scans
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, StorageError
-from mpistream.model.scan import CountingParameters, Durability, ScanRecord
+from mpistream.model.scan import UNCOUNTED, CountingParameters, Durability, ScanRecord
 from mpistream.model.session import referred_name
 from mpistream.pipeline.producing.sector_stream import check_window
 from mpistream.pipeline.source_frames import record_of_source
 from mpistream.reduction.reference_images import References
+from mpistream.storage.recording_pixels import check_room
 from mpistream.storage.small_files import check_targets
 
 
@@ -27,7 +28,7 @@ class ScanRequest:
     """What a user asks for. ``thresholds``: a dataset, or a file of `mpistream calibrate`, to take thresholds from.
 
     ``session``, ``labels`` and ``references`` as in the scan's record. ``uid``: that of the scan, where something is
-    already named after it.
+    already named after it. ``recording``: keep the records, uncounted; then nothing may be said about counting.
     """
 
     source: str
@@ -40,6 +41,7 @@ class ScanRequest:
     labels: Mapping[str, str | int | float] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
     uid: UUID | None = None
+    recording: bool = False
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
@@ -47,7 +49,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
-    counting = request.counting
+    counting = _uncounted(request) if request.recording else request.counting
     used = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
     inputs = [Path(path) for path in used if path is not None]
     check_no_names(*inputs)
@@ -69,14 +71,17 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     draft = draft.model_copy(update={"uid": request.uid or draft.uid})
     draft = draft.model_copy(
         update={
-            "journals": _journals(draft, config),
+            "journals": _journals(draft, config, request.recording),
             "durability": Durability(config.journal.durability),
             "detectors": config.detectors.virtual,
             "session": request.session,
             "labels": dict(request.labels),
             "references": dict(request.references),
+            "recording": request.recording,
         }
     )
+    if draft.recording:
+        check_room(draft)
     if counting.background is not None and counting.background < 0:
         notes += (
             f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "
@@ -98,10 +103,28 @@ def check_no_names(*paths: str | Path | None) -> None:
             )
 
 
-def _journals(draft: ScanRecord, config: Config) -> str:
-    """The folder for the scan's journals, which its ranks make. Raises StorageError."""
+def _uncounted(request: ScanRequest) -> CountingParameters:
+    """Raises ConfigError where something is asked for that only counting can do."""
+    default = CountingParameters()
+    asked = [
+        name for name in CountingParameters.model_fields if getattr(request.counting, name) != getattr(default, name)
+    ]
+    asked += ["thresholds"] if request.thresholds is not None else []
+    if asked:
+        raise ConfigError(
+            f"a raw recording is not counted, so it has no {', '.join(name.replace('_', ' ') for name in asked)}",
+            f"leave that out, and count the recording with it: --source raw:{request.output}",
+        )
+    return UNCOUNTED
+
+
+def _journals(draft: ScanRecord, config: Config, recording: bool) -> str:
+    """The folder for the scan's journals, which its ranks make. Raises StorageError.
+
+    That of a recording lies beside its output: its file is filled there, and gets another name at the end.
+    """
     output = Path(draft.output)
-    folder = Path(config.journal.directory) if config.journal.directory else output.parent
+    folder = Path(config.journal.directory) if config.journal.directory and not recording else output.parent
     if not folder.is_dir():
         raise StorageError(f"the folder for journals {folder} does not exist", f"make it: mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -11,7 +11,7 @@ from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.launch.inspection import KnownScan, Numbers
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.errors import ConfigError, MpistreamError
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_share import JobShare
@@ -157,7 +157,7 @@ def _places(share: JobShare, record: ScanRecord, block: int, frame: int) -> Iter
         yield from unreadable
 
 
-def _missing(block: CountedBlock, bit: int) -> tuple[int, ...]:
+def _missing(block: JournaledBlock, bit: int) -> tuple[int, ...]:
     """The sectors of one frame that did not come, or whose record was bad."""
     good = [present & ~bad for present, bad in zip(block.frames_present, block.frames_rejected, strict=True)]
     return tuple(sector for sector in range(SECTORS) if not good[sector] >> bit & 1)

@@ -1,9 +1,10 @@
 """A block once it is counted: what a rank keeps, journals, and later brings to the dataset."""
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,12 @@ _BLOCKS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True, eq=False)
-class CountedBlock:
-    """The electrons of one block, and what came of it.
+class JournaledBlock(ABC):
+    """What came of one block, as a journal has it; what became of its pixels, its kinds add.
 
     sectors          bit s is set where a message of sector s came, an empty one included
     frames_present   per sector, the bit map that its message carried; 0 where none came
     frames_rejected  per sector, those of them whose records were bad: they count as missing
-    events, sums     of the frames of which at least one good record came, in ascending order of frame numbers
     """
 
     block: int
@@ -32,8 +32,25 @@ class CountedBlock:
     frames_present: tuple[int, int, int, int]
     frames_rejected: tuple[int, int, int, int]
     raw_bytes: int
-    events: ElectronEvents
-    sums: FrameSums
+
+    @property
+    @abstractmethod
+    def electrons(self) -> int:
+        """Found in it."""
+
+    @property
+    @abstractmethod
+    def missing_sectors(self) -> npt.NDArray[np.uint8]:
+        """uint8[n]: of each frame of which at least one good record came, in ascending order of frame numbers."""
+
+    @abstractmethod
+    def checksum(self) -> int:
+        """CRC-32 of all that must be the same whichever rank had the block."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of which at least one good record came."""
+        return len(self.missing_sectors)
 
     @property
     def records(self) -> int:
@@ -47,13 +64,46 @@ class CountedBlock:
     def records_rejected(self) -> int:
         return sum(rejected.bit_count() for rejected in self.frames_rejected)
 
-    def checksum(self) -> int:
-        """CRC-32 of all that must be the same whichever rank counted the block."""
+    def _head_checksum(self) -> int:
         head = np.array([self.block, self.sectors, *self.frames_present, *self.frames_rejected], "<u8")
-        crc = zlib.crc32(head.tobytes())
+        return zlib.crc32(head.tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class CountedBlock(JournaledBlock):
+    """The electrons of one block.
+
+    events, sums     of the frames of which at least one good record came, in ascending order of frame numbers
+    """
+
+    events: ElectronEvents
+    sums: FrameSums
+
+    @property
+    def electrons(self) -> int:
+        return len(self.events.indices)
+
+    @property
+    def missing_sectors(self) -> npt.NDArray[np.uint8]:
+        return self.events.missing_sectors
+
+    def checksum(self) -> int:
+        crc = self._head_checksum()
         for array in arrays_of(self.events, self.sums):
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return crc
+
+
+Kind = TypeVar("Kind", bound=JournaledBlock)
+
+
+def of_kind(kind: type[Kind], blocks: Sequence[JournaledBlock]) -> list[Kind]:
+    """The same blocks. Raises ValueError where one of them is of another kind, and so of another scan."""
+    found = [block for block in blocks if isinstance(block, kind)]
+    wrong = next((block for block in blocks if not isinstance(block, kind)), None)
+    if wrong is not None:
+        raise ValueError(f"block {wrong.block} is a {type(wrong).__name__}, not a {kind.__name__}")
+    return found
 
 
 def diffraction_sum_of(blocks: Sequence[CountedBlock]) -> npt.NDArray[np.uint32]:

@@ -114,9 +114,14 @@ class CountingParameters(_Record):
         return self.background is not None and self.xray is not None
 
 
+#: Those of a recording: nothing is counted, so that nothing waits for thresholds.
+UNCOUNTED = CountingParameters(background=0.0, xray=65536.0)
+
+
 class ScanRecord(_Record):
     """The immutable record of a scan, written once before its first block.
 
+    ``recording``: its records are kept as they come, and not counted; then ``counting`` is UNCOUNTED.
     ``journals`` is the folder in which its ranks journal what they have counted; it is there only while the scan lasts.
     ``detectors`` stand here, since all jobs that count the scan must look at the same ones. ``session`` is the one that
     the scan belongs to, if any. ``labels`` are for those who use the dataset: a tilt angle, a point in time.
@@ -143,6 +148,13 @@ class ScanRecord(_Record):
     session: str = ""
     labels: dict[str, str | int | float] = Field(default_factory=dict)
     references: dict[str, str] = Field(default_factory=dict)
+    recording: bool = False
+
+    @model_validator(mode="after")
+    def _recordings_are_not_counted(self) -> Self:
+        if self.recording and self.counting != UNCOUNTED:
+            raise ValueError("a recording is not counted: its counting parameters are UNCOUNTED")
+        return self
 
     @model_validator(mode="after")
     def _first_before_last(self) -> Self:
@@ -273,9 +285,10 @@ class Counters(_Record):
 
 
 class ScanSummary(_Record):
-    """The commit record of a finished scan."""
+    """The commit record of a finished scan. ``recording``: nothing was counted, and ``thresholds`` say nothing."""
 
     dataset: str
+    recording: bool = False
     complete: bool = True  # False: the scan was cut short, or went on without a sector
     scan_shape: tuple[int, int]
     counters: Counters

@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from mpistream.acquisition.source import SectorSource, absolute_specification, describe_source, open_source
+from mpistream.acquisition.sector_source import SectorSource
+from mpistream.acquisition.source import absolute_specification, describe_source, open_source
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
 from mpistream.model.protocol import BlockHeader
 from mpistream.model.scan import CountingParameters, ScanRecord

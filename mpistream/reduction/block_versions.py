@@ -1,21 +1,22 @@
-"""Each block once: where several ranks have counted the same one, the fullest version of it goes into the dataset."""
+"""Each block once: where several ranks have had the same one, the fullest version of it goes into the dataset."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.agreement import Communicator
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.errors import ScanFailed
 
 _VERSION = np.dtype([("block", "<u8"), ("records", "<u4"), ("rank", "<u4"), ("index", "<u4")])
 
 
-def choose_versions(
-    comm: Communicator, blocks: Sequence[CountedBlock]
-) -> tuple[list[CountedBlock], list[CountedBlock]]:
+Block = TypeVar("Block", bound=JournaledBlock)
+
+
+def choose_versions(comm: Communicator, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:
     """Collective: those of this rank's blocks that count, and those of which there is a version as good or better.
 
     The version with the most good records wins. Versions of the same records must be equal to the bit: raises
@@ -37,7 +38,7 @@ def choose_versions(
 
 def _check_equal(
     comm: Communicator,
-    blocks: Sequence[CountedBlock],
+    blocks: Sequence[JournaledBlock],
     versions: npt.NDArray[Any],
     first: npt.NDArray[np.bool_],
 ) -> None:

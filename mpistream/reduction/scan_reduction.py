@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import CountedBlock, JournaledBlock
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.frame_sums import FrameSums
 from mpistream.model.geometry import FRAME_SHAPE, SECTORS
@@ -102,7 +102,7 @@ class ScanReduction:
         held, self._held = self._held, []
         return held
 
-    def count(self, block: AssembledBlock) -> CountedBlock | None:
+    def count(self, block: AssembledBlock) -> JournaledBlock | None:
         """Counts a block; None where it is held until the thresholds are known."""
         if self._counter is None:
             self._held.append(block)
@@ -122,15 +122,20 @@ class ScanReduction:
             counted.centroids,
         )
         sums = FrameSums(counted.moments.astype(np.uint32), counted.annuli.astype(np.uint32))
-        present = [0] * SECTORS
-        for header in block.headers:
-            present[header.sector] = header.frames_present
         return CountedBlock(
             block.block,
             sum(1 << header.sector for header in block.headers),
-            (present[0], present[1], present[2], present[3]),
+            frames_present(block),
             block.frames_rejected,
             block.raw_bytes,
             events,
             sums,
         )
+
+
+def frames_present(block: AssembledBlock) -> tuple[int, int, int, int]:
+    """Per sector, the bit map that its message carried; 0 where none came."""
+    present = [0] * SECTORS
+    for header in block.headers:
+        present[header.sector] = header.frames_present
+    return present[0], present[1], present[2], present[3]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.h5_layout import REJECTED_DTYPE
 from mpistream.model.protocol import blocks_digest
@@ -20,7 +20,7 @@ HAS_ROW = 1 << SECTORS
 Marks = npt.NDArray[np.uint8]
 
 
-def rejected_records(blocks: Iterable[CountedBlock], block_frames: int) -> npt.NDArray[np.void]:
+def rejected_records(blocks: Iterable[JournaledBlock], block_frames: int) -> npt.NDArray[np.void]:
     """REJECTED_DTYPE[n]: the records of these blocks that count as missing because they were bad."""
     rows = [
         (block.block * block_frames + bit, sector)

@@ -1,4 +1,4 @@
-"""The journal of one rank of one scan: an append-only file of counted blocks, each with its own checksum.
+"""The journal of one rank of one scan: an append-only file of its blocks, each with its own checksum.
 
 docs/file-format.md, "Journals", has the format byte by byte.
 """
@@ -17,7 +17,7 @@ from uuid import UUID
 import numpy as np
 
 from mpistream.model import fault_points
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.errors import StorageError
 from mpistream.model.scan import Durability
 from mpistream.storage.journal_record import NotARecord, encode_record, read_record
@@ -62,7 +62,7 @@ class JournalWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                _write_all(descriptor, [head, _CRC.pack(zlib.crc32(head))], 0)
+                write_all(descriptor, [head, _CRC.pack(zlib.crc32(head))], 0)
                 if durability is Durability.FSYNC:
                     os.fsync(descriptor)
                     for folder in {path.parent, *(folder.parent for folder in made)}:
@@ -80,7 +80,7 @@ class JournalWriter:
             raise storage_error(f"the journal {path} cannot be made", error, _REMEDY) from error
         return cls(path, descriptor, rank_incarnation, durability)
 
-    def append(self, blocks: Sequence[CountedBlock]) -> None:
+    def append(self, blocks: Sequence[JournaledBlock]) -> None:
         """All of the blocks, in one write, and on the disk with Durability.FSYNC.
 
         Raises StorageError, NoRoomError where a disk is full: then none of them counts, and they can be appended again.
@@ -103,12 +103,12 @@ class JournalWriter:
 
     def _write(self, buffers: list[Any]) -> int:
         if not fault_points.is_active() or not buffers:
-            return _write_all(self._descriptor, buffers, self.bytes)
+            return write_all(self._descriptor, buffers, self.bytes)
         head = memoryview(buffers[0])
-        written = _write_all(self._descriptor, [head[: len(head) // 2]], self.bytes)
+        written = write_all(self._descriptor, [head[: len(head) // 2]], self.bytes)
         fault_points.reach("rank.torn-journal")
         rest: list[Any] = [head[len(head) // 2 :], *buffers[1:]]
-        return written + _write_all(self._descriptor, rest, self.bytes + written)
+        return written + write_all(self._descriptor, rest, self.bytes + written)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -116,7 +116,7 @@ class JournalWriter:
             self._descriptor = -1
 
 
-def _write_all(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+def write_all(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
     """Writes all of the buffers at ``offset``, in one call where the system takes so many; their bytes."""
     pending: list[memoryview[Any]] = [memoryview(buffer) for buffer in buffers]
     pending = [view for view in pending if view.nbytes]
@@ -137,7 +137,9 @@ def _write_all(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
     return written
 
 
-def read_journal(path: Path, bytes_limit: int | None = None, *, scan_uid: UUID | None = None) -> Iterator[CountedBlock]:
+def read_journal(
+    path: Path, bytes_limit: int | None = None, *, scan_uid: UUID | None = None
+) -> Iterator[JournaledBlock]:
     """The blocks in the order in which they were appended, one at a time.
 
     Without ``bytes_limit`` up to a torn tail; a file that is not there has none. With it, all up to that byte: raises
@@ -179,10 +181,10 @@ def examine_journal(path: Path, *, scan_uid: UUID | None = None) -> ExaminedJour
     with contextlib.suppress(NotARecord):
         for block in journal.blocks(scan_uid):
             blocks.append(block.block)
-            totals["frames"] += len(block.events)
-            totals["electrons"] += len(block.events.indices)
+            totals["frames"] += block.frames
+            totals["electrons"] += block.electrons
             totals["raw_bytes"] += block.raw_bytes
-            totals["frames_incomplete"] += int(np.count_nonzero(block.events.missing_sectors))
+            totals["frames_incomplete"] += int(np.count_nonzero(block.missing_sectors))
             totals["sectors_rejected"] += block.records_rejected
     totals["torn_bytes"] = journal.size - journal.position
     return ExaminedJournal(journal.position, blocks, totals)
@@ -197,7 +199,7 @@ class _OpenJournal:
         self.size = 0
         self._limit = bytes_limit
 
-    def blocks(self, scan_uid: UUID | None) -> Iterator[CountedBlock]:
+    def blocks(self, scan_uid: UUID | None) -> Iterator[JournaledBlock]:
         """Raises NotARecord where what follows is no record, StorageError where the file cannot be read."""
         if self._limit == 0:
             return

@@ -44,22 +44,28 @@ def metadata_bytes(description: DatasetDescription) -> int:
 
 def write_metadata(path: Path, description: DatasetDescription, images: ScanImages, facts: WritingFacts) -> None:
     """Completes the file, without MPI. Raises OSError."""
-    scan = description.scan
     with hdf5_on_disk(path, "r+") as (file, _):
-        file.attrs[layout.FORMAT_ATTRIBUTE] = layout.FORMAT_NAME
-        file.attrs[layout.FORMAT_VERSION_ATTRIBUTE] = layout.FORMAT_VERSION
-        file.attrs[layout.SCAN_SHAPE_ATTRIBUTE] = np.array(description.scan_shape, "<u4")
-        file.attrs[layout.FRAME_SHAPE_ATTRIBUTE] = np.array(description.frame_shape, "<u4")
-        file.attrs[layout.SCAN_UID_ATTRIBUTE] = str(scan.uid)
-        file.attrs[layout.SCAN_NUMBER_ATTRIBUTE] = scan.scan_number
+        write_identity(file, description, layout.FORMAT_NAME, layout.FORMAT_VERSION)
         _write_images(file, description, images)
         _write_references(file, description)
         _write_counting(file, description)
-        _write_attributes(file.require_group(layout.COUNTERS), description.counters.model_dump())
-        if scan.labels:
-            _write_attributes(file.require_group(layout.LABELS), scan.labels)
-        _write_delivery(file, description, facts)
-        _write_provenance(file, description, facts)
+        write_attributes(file.require_group(layout.COUNTERS), description.counters.model_dump())
+        if description.scan.labels:
+            write_attributes(file.require_group(layout.LABELS), description.scan.labels)
+        write_delivery(file, description, facts.rejected)
+        file.create_dataset(layout.CHECKSUMS, data=facts.checksums)
+        write_provenance(file, description, facts.ranks, facts.writing_ranks, facts.seconds)
+
+
+def write_identity(file: h5py.File, description: DatasetDescription, format_name: str, format_version: int) -> None:
+    """The attributes of the root."""
+    scan = description.scan
+    file.attrs[layout.FORMAT_ATTRIBUTE] = format_name
+    file.attrs[layout.FORMAT_VERSION_ATTRIBUTE] = format_version
+    file.attrs[layout.SCAN_SHAPE_ATTRIBUTE] = np.array(description.scan_shape, "<u4")
+    file.attrs[layout.FRAME_SHAPE_ATTRIBUTE] = np.array(description.frame_shape, "<u4")
+    file.attrs[layout.SCAN_UID_ATTRIBUTE] = str(scan.uid)
+    file.attrs[layout.SCAN_NUMBER_ATTRIBUTE] = scan.scan_number
 
 
 def _write_images(file: h5py.File, description: DatasetDescription, images: ScanImages) -> None:
@@ -94,7 +100,7 @@ def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
         "thresholds_from": parameters.thresholds_from,
     }
     group = file.require_group(layout.COUNTING)
-    _write_attributes(
+    write_attributes(
         group,
         {
             **thresholds.statistics,
@@ -112,34 +118,42 @@ def _write_counting(file: h5py.File, description: DatasetDescription) -> None:
         histogram.attrs[layout.FIRST_BIN_ATTRIBUTE] = description.sample_histogram.first_bin
 
 
-def _write_delivery(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:
+def write_delivery(file: h5py.File, description: DatasetDescription, rejected: npt.NDArray[np.void]) -> None:
+    """What came, and what was sent. ``rejected`` are those of all ranks."""
     ends = [end.model_dump(mode="json") for end in sorted(description.ends, key=lambda end: end.sector)]
     group = file.require_group(layout.DELIVERY)
-    _write_attributes(group, {layout.COMPLETE_ATTRIBUTE: description.complete, layout.ENDS_ATTRIBUTE: ends})
-    file.create_dataset(layout.REJECTED, data=facts.rejected)
-    file.create_dataset(layout.CHECKSUMS, data=facts.checksums)
+    write_attributes(group, {layout.COMPLETE_ATTRIBUTE: description.complete, layout.ENDS_ATTRIBUTE: ends})
+    file.create_dataset(layout.REJECTED, data=rejected)
 
 
-def _write_provenance(file: h5py.File, description: DatasetDescription, facts: WritingFacts) -> None:
+def write_provenance(
+    file: h5py.File,
+    description: DatasetDescription,
+    ranks: npt.NDArray[np.void],
+    writing_ranks: int,
+    seconds: Mapping[str, float],
+) -> None:
+    """Where the file comes from. ``seconds`` are those of the writing; the description has the others."""
     group = file.require_group(layout.PROVENANCE)
     session = {layout.SESSION_ATTRIBUTE: description.scan.session} if description.scan.session else {}
-    _write_attributes(
+    write_attributes(
         group,
         {
             **description.provenance,
             **session,
             "scan_record": description.scan.model_dump_json(),
             "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "writing_ranks": facts.writing_ranks,
+            "writing_ranks": writing_ranks,
             "h5py_parallel": bool(h5py.get_config().mpi),
         },
     )
-    _write_attributes(file.require_group(layout.PROVENANCE_SECONDS), {**description.seconds, **facts.seconds})
-    _write_attributes(file.require_group(layout.PROVENANCE_VERSIONS), _versions())
-    file.create_dataset(layout.PROVENANCE_RANKS, data=facts.ranks)
+    write_attributes(file.require_group(layout.PROVENANCE_SECONDS), {**description.seconds, **seconds})
+    write_attributes(file.require_group(layout.PROVENANCE_VERSIONS), _versions())
+    file.create_dataset(layout.PROVENANCE_RANKS, data=ranks)
 
 
-def _write_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
+def write_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
+    """What HDF5 has no plain type for is written as JSON."""
     for name, value in values.items():
         plain = isinstance(value, bool | int | float | str)
         group.attrs[name] = value if plain else json.dumps(value, default=str)

@@ -20,6 +20,7 @@ from mpistream.model import h5_layout as layout
 from mpistream.model.dataset_description import Delivery, SampleHistogram
 from mpistream.model.electron_events import ElectronEvents
 from mpistream.model.errors import StorageError
+from mpistream.model.recording_layout import FORMAT_NAME as RECORDING_FORMAT
 from mpistream.model.scan import SectorEnd
 from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
 
@@ -30,16 +31,7 @@ if TYPE_CHECKING:
 def open_dataset(path: str | Path) -> "Dataset":
     """The dataset ``path``, open until it is closed. Raises StorageError for anything that is not a whole one."""
     path = Path(path)
-    if not path.is_file():
-        raise StorageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "check the path")
-    try:
-        file = _open_file(path)
-    except PermissionError as error:
-        raise StorageError(f"{path} may not be read by this user", "ask its owner for permission") from error
-    except OSError as error:
-        if "truncated" in str(error):
-            raise StorageError(f"{path} is truncated: {error}", "copy it again or repeat the scan") from error
-        raise StorageError(f"{path} is no HDF5 file: {error}", "give the path of an mpistream dataset") from error
+    file = open_file(path)
     try:
         _check_format(file, path)
         return Dataset(file)
@@ -63,7 +55,21 @@ def whole_dataset(path: str | Path) -> "Iterator[Dataset]":
             raise StorageError(f"{path} is damaged: {error}", "copy it again, or repeat the scan") from error
 
 
-def _open_file(path: Path) -> h5py.File:
+def open_file(path: Path) -> h5py.File:
+    """Any HDF5 file. Raises StorageError."""
+    if not path.is_file():
+        raise StorageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "check the path")
+    try:
+        return _open_with_lock(path)
+    except PermissionError as error:
+        raise StorageError(f"{path} may not be read by this user", "ask its owner for permission") from error
+    except OSError as error:
+        if "truncated" in str(error):
+            raise StorageError(f"{path} is truncated: {error}", "copy it again or repeat the scan") from error
+        raise StorageError(f"{path} is no HDF5 file: {error}", "give the path of an mpistream dataset") from error
+
+
+def _open_with_lock(path: Path) -> h5py.File:
     """With HDF5's own locking, so that others may open the file too; without where the file system refuses locks."""
     try:
         return h5py.File(path, "r")
@@ -78,6 +84,8 @@ def _check_format(file: h5py.File, path: Path) -> None:
     if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.FORMAT_NAME:
         if f"{layout.EVENTS}/frames" in file:
             raise StorageError(f"{path} is a file of stempy's", "open it with stempy.io.load_electron_counts")
+        if file.attrs.get(layout.FORMAT_ATTRIBUTE) == RECORDING_FORMAT:
+            raise StorageError(f"{path} is a raw recording, not counted", f"count it: --source raw:{path}")
         raise StorageError(f"{path} is no mpistream dataset", "give the path of a finished scan's output")
     version = int(file.attrs.get(layout.FORMAT_VERSION_ATTRIBUTE, 0))
     if version > layout.FORMAT_VERSION:
@@ -109,8 +117,8 @@ class Dataset:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.path = Path(file.filename)
-        self.scan_shape: tuple[int, int] = _shape(file, layout.SCAN_SHAPE_ATTRIBUTE)
-        self.frame_shape: tuple[int, int] = _shape(file, layout.FRAME_SHAPE_ATTRIBUTE)
+        self.scan_shape: tuple[int, int] = shape_in(file, layout.SCAN_SHAPE_ATTRIBUTE)
+        self.frame_shape: tuple[int, int] = shape_in(file, layout.FRAME_SHAPE_ATTRIBUTE)
         self.scan_uid = str(file.attrs[layout.SCAN_UID_ATTRIBUTE])
         self.scan_number = int(file.attrs[layout.SCAN_NUMBER_ATTRIBUTE])
         self.n_frames: int = file[layout.FRAME_NUMBER].shape[0]
@@ -288,7 +296,7 @@ class Dataset:
     @cached_property
     def counters(self) -> dict[str, int]:
         """Totals of the scan: frames, electrons, what was missing, twice or rejected."""
-        return _attributes(self._file[layout.COUNTERS])
+        return attributes(self._file[layout.COUNTERS])
 
     @cached_property
     def labels(self) -> dict[str, str | int | float]:
@@ -305,28 +313,18 @@ class Dataset:
         """What its producers sent, and checksums; None in a dataset of a release that did not record that."""
         if layout.DELIVERY not in self._file:
             return None
-        group = self._file[layout.DELIVERY]
-        return Delivery(
-            bool(group.attrs[layout.COMPLETE_ATTRIBUTE]),
-            tuple(SectorEnd.model_validate(end) for end in json.loads(group.attrs[layout.ENDS_ATTRIBUTE])),
-            self._file[layout.REJECTED][:],
-            self._file[layout.CHECKSUMS][:],
-        )
+        complete, ends = read_ends(self._file)
+        return Delivery(complete, ends, self._file[layout.REJECTED][:], self._file[layout.CHECKSUMS][:])
 
     @cached_property
     def thresholds(self) -> dict[str, Any]:
         """The counting parameters, named as in stempy's files: background_threshold, x_ray_threshold, ..."""
-        return _attributes(self._file[layout.COUNTING])
+        return attributes(self._file[layout.COUNTING])
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Who wrote the dataset, from what and how: scan_record, versions, seconds, ranks, ..."""
-        group = self._file[layout.PROVENANCE]
-        provenance = _attributes(group)
-        provenance["scan_record"] = json.loads(provenance["scan_record"])
-        for name, member in group.items():
-            provenance[name] = _attributes(member) if isinstance(member, h5py.Group) else member[:]
-        return provenance
+        return read_provenance(self._file)
 
     def frame_slots(self) -> tuple[npt.NDArray[np.int64], int]:
         """For rectangular formats: (int64[n_frames] slot of each frame, slots per position).
@@ -362,10 +360,26 @@ class Dataset:
         )
 
 
-def _shape(file: h5py.File, attribute: str) -> tuple[int, int]:
+def shape_in(file: h5py.File, attribute: str) -> tuple[int, int]:
     rows, columns = file.attrs[attribute]
     return int(rows), int(columns)
 
 
-def _attributes(group: h5py.Group) -> dict[str, Any]:
+def read_ends(file: h5py.File) -> tuple[bool, tuple[SectorEnd, ...]]:
+    """Whether the scan ran to its end with all its producers, and what they sent."""
+    group = file[layout.DELIVERY]
+    ends = json.loads(group.attrs[layout.ENDS_ATTRIBUTE])
+    return bool(group.attrs[layout.COMPLETE_ATTRIBUTE]), tuple(SectorEnd.model_validate(end) for end in ends)
+
+
+def read_provenance(file: h5py.File) -> dict[str, Any]:
+    group = file[layout.PROVENANCE]
+    provenance = attributes(group)
+    provenance["scan_record"] = json.loads(provenance["scan_record"])
+    for name, member in group.items():
+        provenance[name] = attributes(member) if isinstance(member, h5py.Group) else member[:]
+    return provenance
+
+
+def attributes(group: h5py.Group) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in group.attrs.items()}

@@ -3,7 +3,7 @@
 The file is read once, a part at a time. Beside that part there are one byte per frame number of the scan, and images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mpistream.model import h5_layout as layout
 from mpistream.model.geometry import ALL_SECTORS, SECTORS
 from mpistream.model.protocol import MAX_BLOCK_FRAMES
+from mpistream.model.scan import SectorEnd
 from mpistream.model.virtual_images import frame_runs
 from mpistream.storage.checksums import SlabChecksums
 from mpistream.storage.delivery import SectorTotals, frames_of, mark_rejected, mark_rows
@@ -72,7 +73,7 @@ def verify_dataset(path: Path) -> Verification:
 
 
 @dataclass
-class _Faults:
+class Faults:
     """Of each kind of fault how often there is one, and in which row the first is."""
 
     found: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class _Inspection:
         self._blocks = range(first, last + 1)
         self._marked = frames_of(self._blocks, self._block_frames)
         self._marks = np.zeros(len(self._marked), np.uint8)
-        self._in_frames, self._in_events = _Faults(), _Faults()
+        self._in_frames, self._in_events = Faults(), Faults()
         self._images = RecountedImages(dataset)
         self._frames_incomplete = self._sectors_missing = 0
         # of the frame before, (scan position, frame number)
@@ -227,18 +228,7 @@ class _Inspection:
             return
         if both:
             yield Check("rejected", "bad", f"{both} records are called rejected, and are there all the same")
-        ends = {end.sector: end for end in self._delivery.ends}
-        for sector in range(SECTORS):
-            name, records = f"sector {sector}", totals.records[sector]
-            if sector not in ends:
-                yield Check(name, "unknown", f"{records} records; the file does not say what was sent")
-            elif (as_sent := totals.is_as_sent(ends[sector])) is None:
-                reason = ends[sector].cut or "its producer was started again and does not know"
-                yield Check(name, "unknown", f"{records} records; what was sent is not known: {reason}")
-            elif as_sent:
-                yield Check(name, "good", f"{records} records, exactly those that its producer sent")
-            else:
-                yield Check(name, "bad", totals.contradiction(ends[sector]))
+        yield from check_ends(totals, self._delivery.ends)
 
     def _check_checksums(self, slabs: npt.NDArray[np.void] | None, wrong: list[str]) -> Check:
         if self._delivery is None:
@@ -274,6 +264,22 @@ class _Inspection:
         return (
             Check("counters", "bad", "; ".join(wrong)) if wrong else Check("counters", "good", "as the arrays have it")
         )
+
+
+def check_ends(totals: SectorTotals, all_ends: Iterable[SectorEnd]) -> Iterator[Check]:
+    """Of each sector: are there exactly the records that its producer says it sent?"""
+    ends = {end.sector: end for end in all_ends}
+    for sector in range(SECTORS):
+        name, records = f"sector {sector}", totals.records[sector]
+        if sector not in ends:
+            yield Check(name, "unknown", f"{records} records; the file does not say what was sent")
+        elif (as_sent := totals.is_as_sent(ends[sector])) is None:
+            reason = ends[sector].cut or "its producer was started again and does not know"
+            yield Check(name, "unknown", f"{records} records; what was sent is not known: {reason}")
+        elif as_sent:
+            yield Check(name, "good", f"{records} records, exactly those that its producer sent")
+        else:
+            yield Check(name, "bad", totals.contradiction(ends[sector]))
 
 
 def _not_ascending(indices: npt.NDArray[np.uint32], bounds: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -102,7 +102,7 @@ def write_dataset(
         with together(comm):
             # every node flushes what its own ranks have written
             flush_to_disk(partial)
-        file_bytes = _on_rank_zero(comm, lambda: _publish(partial, target, overwrite))
+        file_bytes = on_rank_zero(comm, lambda: _publish(partial, target, overwrite))
     return comm.bcast(
         WriteReport(
             path=target,
@@ -132,7 +132,7 @@ def check_delivery(comm: MPI.Comm, slab: Slab, description: DatasetDescription) 
     if not description.ends:
         return
     record, totals = description.scan, SectorTotals()
-    rejected = _gather_rejected(comm, description)
+    rejected = gather_rejected(comm, description)
     both = 0
     with together(comm):
         order = np.argsort(slab.events.frame_number)
@@ -155,7 +155,7 @@ def check_delivery(comm: MPI.Comm, slab: Slab, description: DatasetDescription) 
             _refuse_contradictions(slab, description, totals, both)
 
 
-def _gather_rejected(comm: MPI.Comm, description: DatasetDescription) -> npt.NDArray[np.void]:
+def gather_rejected(comm: MPI.Comm, description: DatasetDescription) -> npt.NDArray[np.void]:
     """Collective: on rank 0 those of all ranks, each once, ordered by frame and sector; none elsewhere."""
     parts = comm.gather(description.rejected)
     with together(comm):
@@ -210,11 +210,11 @@ def _write_events(
 ) -> tuple[str, float]:
     """Makes the partial file with the event arrays: what this rank wrote them with, and the seconds it took."""
     started = time.perf_counter()
-    addresses = _on_rank_zero(
+    addresses = on_rank_zero(
         comm,
         lambda: create_event_arrays(partial, slab.total_frames, slab.total_events, slab.events.centroids is not None),
     )
-    reserved = _on_rank_zero(comm, lambda: reserve_space(partial))
+    reserved = on_rank_zero(comm, lambda: reserve_space(partial))
     if in_parallel:
         driver = write_by_all(comm, partial, slab, round_bytes, reserved if collective is None else collective)
     else:
@@ -235,7 +235,7 @@ def _complete(
     with together(comm):
         checksums = checksum_row(slab)
     rows = comm.gather((*row, slab.first_event, len(slab.events.indices)))
-    checksum_rows, rejected = comm.gather(checksums), _gather_rejected(comm, description)
+    checksum_rows, rejected = comm.gather(checksums), gather_rejected(comm, description)
 
     def write() -> None:
         assert images is not None
@@ -251,10 +251,10 @@ def _complete(
         )
         write_metadata(partial, description, images, facts)
 
-    _on_rank_zero(comm, write)
+    on_rank_zero(comm, write)
 
 
-def _on_rank_zero(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
+def on_rank_zero(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
     """Collective: rank 0 acts, every rank gets the result or the error."""
     result: Result | None = None
     with together(comm):

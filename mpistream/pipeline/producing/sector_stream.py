@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mpistream.acquisition.block_supply import BlockSupply, LiveBlocks, ReadableBlocks, SendWindow
 from mpistream.acquisition.producer import SectorSender
-from mpistream.acquisition.source import SectorSource, open_source
+from mpistream.acquisition.sector_source import SectorSource
+from mpistream.acquisition.source import open_source
 from mpistream.acquisition.spill import Spill, spill_path
 from mpistream.control.registry import ProducerEntry
 from mpistream.control.run_state import ScanState, ScanStatus

@@ -17,15 +17,20 @@ from mpistream.model.electron_events import ElectronEvents, Slab
 from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
 from mpistream.model.fault_points import reach
 from mpistream.model.frame_sums import FrameSums
-from mpistream.model.geometry import ALL_SECTORS, SECTORS
-from mpistream.model.protocol import blocks_digest
 from mpistream.model.scan import Counters, ScanRecord, ScanSummary, SectorEnd, Thresholds
+from mpistream.pipeline.ranks.arrivals import (
+    arrivals_of,
+    count_totals,
+    is_complete,
+    last_block_seconds,
+    stream_seconds,
+)
 from mpistream.pipeline.ranks.orders import CountedScan
-from mpistream.reduction.block_versions import choose_versions
+from mpistream.pipeline.ranks.recording_assembly import GatheredRecording, finish_recording, gather_recording
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.gather import gather_slab
 from mpistream.storage.delivery import rejected_records
-from mpistream.storage.journal import SAMPLE_FILE, read_journal
+from mpistream.storage.journal import SAMPLE_FILE
 from mpistream.storage.placement import remove_partials
 from mpistream.storage.recovery import dataset_of, read_summary
 from mpistream.storage.writer import write_dataset
@@ -61,19 +66,18 @@ def summary_of_written(comm: MPI.Comm, scan: CountedScan) -> ScanSummary | None:
     return comm.bcast(summary)
 
 
-def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredScan:
+def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredScan | GatheredRecording:
     """Collective: this rank's share of the dataset. Raises ScanFailed, the same on every rank, unless all is there, and
     StorageError where a journal cannot be read.
     """
     reach("rank.before-gather")
-    read = read_journals(comm, scan)
-    blocks, superfluous = choose_versions(comm, scan.blocks + read)
-    pattern = scan.diffraction_sum + diffraction_sum_of(read) - diffraction_sum_of(superfluous)
-    ends, notes = check_arrivals(comm, scan, blocks)
-    record = scan.record
+    if scan.record.recording:
+        return gather_recording(comm, scan)
+    arrivals, record = arrivals_of(comm, scan, CountedBlock), scan.record
+    pattern = scan.diffraction_sum + diffraction_sum_of(arrivals.read) - diffraction_sum_of(arrivals.superfluous)
     with agreed(comm, ScanFailed, "the journals are not of this scan", "stream it again; they are kept"):
-        events = ElectronEvents.concatenate([block.events for block in blocks])
-        sums = FrameSums.concatenate([block.sums for block in blocks], scan.reduction.annuli)
+        events = ElectronEvents.concatenate([block.events for block in arrivals.blocks])
+        sums = FrameSums.concatenate([block.sums for block in arrivals.blocks], scan.reduction.annuli)
     slab = gather_slab(
         comm,
         events,
@@ -82,16 +86,22 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
         config.ranks.gather_round_bytes,
         record.counting.centroids,
     )
-    counters = count_totals(comm, slab, scan, blocks, len(superfluous))
-    return GatheredScan(slab, pattern, counters, rejected_records(blocks, record.block_frames), ends, notes)
+    missing = slab.events.missing_sectors
+    counters = count_totals(comm, scan, arrivals, missing, slab.total_frames, slab.total_events)
+    rejected = rejected_records(arrivals.blocks, record.block_frames)
+    return GatheredScan(slab, pattern, counters, rejected, arrivals.ends, arrivals.notes)
 
 
-def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan, job: str) -> ScanSummary:
-    """Collective: the slabs become the dataset. Raises StorageError, the same on every rank."""
+def write_scan(
+    comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan | GatheredRecording, job: str
+) -> ScanSummary:
+    """Collective: what was gathered becomes the dataset. Raises StorageError, the same on every rank."""
+    if isinstance(gathered, GatheredRecording):
+        return finish_recording(comm, scan, gathered, job)
     record, reduction = scan.record, scan.reduction
-    last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX) or time.time()
-    seconds = {**_stream_seconds(comm, scan, last_block), "gather": time.time() - last_block}
-    complete = not gathered.notes and not any(end.cut for end in gathered.ends)
+    last_block = last_block_seconds(comm, scan)
+    seconds = {**stream_seconds(comm, scan, last_block), "gather": time.time() - last_block}
+    complete = is_complete(gathered.ends, gathered.notes)
     description = DatasetDescription(
         record,
         reduction.thresholds,
@@ -132,15 +142,6 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
     )
 
 
-def read_journals(comm: MPI.Comm, scan: CountedScan) -> list[CountedBlock]:
-    """Collective: this rank's part of what is to be read from journals. Raises StorageError, the same on every rank."""
-    blocks: list[CountedBlock] = []
-    with agreed(comm, StorageError, "the journals cannot be read", "make their folder readable for all ranks"):
-        for path, good_bytes in scan.journals[comm.rank :: comm.size]:
-            blocks += read_journal(path, good_bytes, scan_uid=scan.record.uid)
-    return blocks
-
-
 def _sample_histogram(scan: CountedScan) -> SampleHistogram | None:
     """Rank 0's counts: what it calibrated itself, or what the job that did has left beside its journals."""
     sample = scan.reduction.sample
@@ -156,80 +157,3 @@ def _warnings(record: ScanRecord, thresholds: Thresholds, report: WriteReport) -
     if report.warning:
         yield report.warning
     yield from thresholds.notes(record)
-
-
-def check_arrivals(
-    comm: MPI.Comm, scan: CountedScan, blocks: list[CountedBlock]
-) -> tuple[tuple[SectorEnd, ...], tuple[str, ...]]:
-    """Collective: what is there must be exactly what the producers say they sent, frame by frame (by digest).
-
-    Where a live source could not send again what a lost job had acknowledged, nobody knows any more what was sent: the
-    end record then says so, and so does a note.
-    """
-    digests = np.zeros(SECTORS, np.uint64)
-    for sector in range(SECTORS):
-        heard = [block for block in blocks if block.sectors >> sector & 1]
-        present = (block.frames_present[sector] for block in heard)
-        digests[sector] = blocks_digest(sector, (block.block for block in heard), present)
-    comm.Allreduce(MPI.IN_PLACE, digests, op=MPI.SUM)  # wraps around at 2**64, as the digests do
-    counted = comm.allreduce(len(blocks))
-    with agreed(comm, ScanFailed, "the arrivals cannot be checked"):
-        expected = len(scan.record.block_range)
-        if counted != expected and not all(end.cut for end in scan.ends):
-            raise ScanFailed(
-                f"{counted} of {expected} blocks are in memory and journals",
-                f"journals have been lost or damaged; those that are there are kept in {scan.record.journals}",
-            )
-        differing = [end for end in scan.ends if end.digest is not None and int(digests[end.sector]) != end.digest]
-        for end in differing:
-            if not end.is_live:
-                raise ScanFailed(
-                    f"the frames of sector {end.sector} that arrived are not those that its producer sent",
-                    "repeat the scan; if it happens again, the logs of the producer and the aggregator say more",
-                )
-    ends = tuple(end.model_copy(update={"digest": None}) if end in differing else end for end in scan.ends)
-    notes = [f"frames of sector {end.sector} were lost that its live source could not send again" for end in differing]
-    return ends, tuple(notes)
-
-
-def count_totals(
-    comm: MPI.Comm, slab: Slab, scan: CountedScan, blocks: list[CountedBlock], superfluous: int
-) -> Counters:
-    """Collective: the totals over all ranks."""
-    missing = slab.events.missing_sectors & ALL_SECTORS
-    local = np.array(
-        [
-            np.count_nonzero(missing),
-            sum(int(np.count_nonzero(missing >> sector & 1)) for sector in range(SECTORS)),
-            sum(block.records_rejected for block in blocks),
-            sum(block.raw_bytes for block in blocks),
-            scan.reduction.assembly.blocks_repeated + superfluous,
-        ],
-        np.int64,
-    )
-    comm.Allreduce(MPI.IN_PLACE, local, op=MPI.SUM)
-    incomplete, sectors_missing, rejected, raw_bytes, repeated = (int(number) for number in local)
-    return Counters(
-        frames=slab.total_frames,
-        electrons=slab.total_events,
-        frames_incomplete=incomplete,
-        sectors_missing=sectors_missing,
-        sectors_duplicate=sum(end.sectors_duplicate for end in scan.ends),
-        sectors_rejected=rejected + sum(end.sectors_rejected for end in scan.ends),
-        frames_lost=scan.record.last_frame - scan.record.first_frame + 1 - slab.total_frames,
-        raw_bytes=raw_bytes,
-        blocks_repeated=repeated,
-    )
-
-
-def _stream_seconds(comm: MPI.Comm, scan: CountedScan, last_block: float) -> dict[str, float]:
-    """Collective: ``streaming`` is from the first block to the last one that this job received, over all ranks;
-    ``reading`` (over the producers) and ``counting`` (over the ranks) are sums of the time spent in that work alone.
-    """
-    reduction = scan.reduction
-    first = comm.allreduce(reduction.first_block_unix_seconds or float("inf"), op=MPI.MIN)
-    return {
-        "streaming": max(0.0, last_block - first),
-        "reading": sum(end.seconds_reading for end in scan.ends),
-        "counting": comm.allreduce(reduction.seconds_counting),
-    }

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mpistream.model.counted_block import CountedBlock
+from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.scan import ScanRecord, SectorEnd
 from mpistream.reduction.scan_reduction import ScanReduction
 
@@ -22,7 +22,7 @@ class CountedScan:
 
     reduction: ScanReduction
     ends: tuple[SectorEnd, ...]
-    blocks: list[CountedBlock]
+    blocks: list[JournaledBlock]
     diffraction_sum: npt.NDArray[np.uint32]
     journals: tuple[tuple[Path, int], ...]
     output: Path

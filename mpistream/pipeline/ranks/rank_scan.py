@@ -10,18 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from mpistream.model.block_set import BlockSet
-from mpistream.model.counted_block import CountedBlock, diffraction_sum_of
+from mpistream.model.counted_block import CountedBlock, JournaledBlock, diffraction_sum_of, of_kind
 from mpistream.model.errors import StorageError
 from mpistream.model.fault_points import reach
 from mpistream.model.protocol import Ack, BlockHeader
+from mpistream.model.recorded_block import RecordedBlock
 from mpistream.model.scan import Durability, ScanRecord, Thresholds
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
+from mpistream.reduction.scan_recording import ScanRecording
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import JournalWriter
+from mpistream.storage.recording_pixels import RecordingPixels
 
 #: How often a journal that could not be written is tried again.
 _RETRY_SECONDS = 1.0
+#: How long the pixels of a recording are written before acknowledgements and signs of life get their turn.
+_PIXELS_SECONDS = 0.2
 #: What is added up over the blocks of a scan, in the order in which it is shown.
 _SUMS = ("frames", "electrons", "raw_bytes", "frames_incomplete")
 
@@ -37,11 +42,12 @@ class RankScan:
     reduction: ScanReduction
     incarnation: int
     journal: JournalWriter | None
-    blocks: list[CountedBlock] = field(default_factory=list)
+    pixels: RecordingPixels | None = None
+    blocks: list[JournaledBlock] = field(default_factory=list)
     problem: str = ""
     _flushing: bool = False
     _flushed: bool = False
-    _counted: list[tuple[tuple[BlockHeader, ...], CountedBlock]] = field(default_factory=list)
+    _counted: list[tuple[tuple[BlockHeader, ...], JournaledBlock]] = field(default_factory=list)
     _acks: dict[tuple[int, bytes, int], list[int]] = field(default_factory=lambda: defaultdict(list))
     _fresh: list[int] = field(default_factory=list)
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMS, 0))
@@ -54,12 +60,12 @@ class RankScan:
     @classmethod
     def prepare(cls, record: ScanRecord, rank: int, incarnation: int) -> "RankScan":
         """Loads what counting needs and begins a journal. Raises ReferenceImageError, StorageError."""
-        reduction = ScanReduction.prepare(record)
+        reduction = (ScanRecording if record.recording else ScanReduction).prepare(record)
         journal = None
         if record.durability is not Durability.NONE:
             path = Path(record.journals) / f"rank-{rank}-{incarnation}.journal"
             journal = JournalWriter.create(path, record.uid, incarnation, record.durability)
-        return cls(reduction, incarnation, journal)
+        return cls(reduction, incarnation, journal, RecordingPixels(record) if record.recording else None)
 
     @property
     def record(self) -> ScanRecord:
@@ -92,28 +98,36 @@ class RankScan:
         if not self._counted or now < self._retry_at:
             return
         reach("rank.before-journal")
-        if self.journal is not None:
-            try:
-                self.journal.append([counted for _, counted in self._counted])
-            except StorageError as error:
-                self.problem, self._retry_at = error.message, now + _RETRY_SECONDS
-                return
+        try:
+            ready = self._counted[: self._write_pixels()]
+            if self.journal is not None:
+                self.journal.append([counted for _, counted in ready])
+        except StorageError as error:
+            self.problem, self._retry_at = error.message, now + _RETRY_SECONDS
+            return
         reach("rank.before-ack")
         self.problem = ""
-        for headers, counted in self._counted:
+        for headers, counted in ready:
             self._enter(counted)
             for header in headers:
                 self._owe_acknowledgement(header)
-        self._counted.clear()
+        del self._counted[: len(ready)]
 
-    def _enter(self, counted: CountedBlock) -> None:
+    def _write_pixels(self) -> int:
+        """How many of the counted blocks can be journaled: of a recording, those whose pixels are in its file."""
+        if self.pixels is None:
+            return len(self._counted)
+        recorded = [block for _, block in self._counted if isinstance(block, RecordedBlock)]
+        return self.pixels.write(recorded, _PIXELS_SECONDS)
+
+    def _enter(self, counted: JournaledBlock) -> None:
         self.blocks.append(counted)
         self._fresh.append(counted.block)
         self._journaled.add([counted.block])
-        self._totals["frames"] += len(counted.events)
-        self._totals["electrons"] += len(counted.events.indices)
+        self._totals["frames"] += counted.frames
+        self._totals["electrons"] += counted.electrons
         self._totals["raw_bytes"] += counted.raw_bytes
-        self._totals["frames_incomplete"] += int(np.count_nonzero(counted.events.missing_sectors))
+        self._totals["frames_incomplete"] += int(np.count_nonzero(counted.missing_sectors))
 
     def _owe_acknowledgement(self, header: BlockHeader) -> None:
         self._acks[header.producer_id, header.scan_uid, header.producer_incarnation].append(header.block)
@@ -155,17 +169,19 @@ class RankScan:
         fresh, self._fresh = np.array(self._fresh, "<u8"), []
         return fields, fresh.tobytes()
 
-    def take_blocks(self) -> tuple[list[CountedBlock], npt.NDArray[np.uint32]]:
+    def take_blocks(self) -> tuple[list[JournaledBlock], npt.NDArray[np.uint32]]:
         """The journaled blocks, and the electrons on each pixel of them. They are handed over: none is kept here."""
         blocks, self.blocks = self.blocks, []
         pattern = self.reduction.diffraction_sum.copy()
-        if int(pattern.sum(dtype=np.int64)) != sum(len(block.events.indices) for block in blocks):
+        if int(pattern.sum(dtype=np.int64)) != sum(block.electrons for block in blocks):
             # something was counted that is not journaled, or was handed over before
-            pattern = diffraction_sum_of(blocks)
+            pattern = diffraction_sum_of(of_kind(CountedBlock, blocks))
         return blocks, pattern
 
     def close(self, keep: bool) -> None:
         """The scan has ended: the journal goes, unless it is to be kept, and the last one takes the folder along."""
+        if self.pixels is not None:
+            self.pixels.close()
         if self.journal is None:
             return
         self.journal.close()
