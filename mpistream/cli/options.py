@@ -57,6 +57,12 @@ def calibration_options(command: Command) -> Command:
 
 def scan_options(command: Command) -> Command:
     """What to stream, where to, and how to count."""
+    direct = click.option("--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator.")
+    return source_options(direct(command))
+
+
+def source_options(command: Command) -> Command:
+    """What to read, where to write, and how to count."""
     options = [
         click.option(
             "--source",
@@ -83,7 +89,6 @@ def scan_options(command: Command) -> Command:
             "--row-dark-level", type=float, help="With --row-dark and given thresholds: the pedestal's mean (ADU)."
         ),
         click.option("--centroids", is_flag=True, help="Also store where in its pixel each electron hit."),
-        click.option("--direct", is_flag=True, help="Producers send straight to the ranks, without an aggregator."),
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]
     for option in reversed(options):

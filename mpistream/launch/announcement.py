@@ -38,10 +38,18 @@ class ScanRequest:
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
-    """The scan's record, and notes for the user.
+    """The record of a scan that will be streamed, and notes for the user.
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
+    draft, notes = draft_count(request, config)
+    check_window(config, draft)
+    streamed = {"journals": _journals(draft, config), "durability": Durability(config.journal.durability)}
+    return draft.model_copy(update=streamed), notes
+
+
+def draft_count(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
+    """The same for one that is counted by processes that read the source themselves: without journals."""
     counting = request.counting
     named = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
     inputs = [Path(path) for path in named if path is not None] + files_of_source(request.source)
@@ -58,11 +66,9 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
         overwrite=request.overwrite,
         direct=request.direct,
     )
-    check_window(config, draft)
     draft = draft.model_copy(
         update={
-            "journals": _journals(draft, config),
-            "durability": Durability(config.journal.durability),
+            "durability": Durability.NONE,
             "detectors": config.detectors.virtual,
             "session": request.session,
             "labels": dict(request.labels),

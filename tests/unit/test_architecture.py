@@ -66,6 +66,7 @@ ONLY_IN: dict[str, set[str]] = {
         "storage.images",
         "storage.metadata",
         "storage.writer",
+        "pipeline.counting_files",
         "pipeline.ranks.rank",
         "pipeline.ranks.assembly",
     },

@@ -86,8 +86,13 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
     return GatheredScan(slab, pattern, counters, rejected_records(blocks, record.block_frames), ends, notes)
 
 
-def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan, job: str) -> ScanSummary:
-    """Collective: the slabs become the dataset. Raises StorageError, the same on every rank."""
+def write_scan(
+    comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan, job: str, ingest: str = "streamed"
+) -> ScanSummary:
+    """Collective: the slabs become the dataset. Raises StorageError, the same on every rank.
+
+    ``ingest`` says how the frames came to the ranks: ``streamed``, or ``read`` from the source by themselves.
+    """
     record, reduction = scan.record, scan.reduction
     last_block = comm.allreduce(reduction.last_block_unix_seconds, op=MPI.MAX) or time.time()
     seconds = {**_stream_seconds(comm, scan, last_block), "gather": time.time() - last_block}
@@ -101,7 +106,7 @@ def write_scan(comm: MPI.Comm, config: Config, scan: CountedScan, gathered: Gath
         pixel_mask=reduction.references.pixel_mask,
         sample_histogram=_sample_histogram(scan),
         seconds=seconds,
-        provenance={"job": job, "mpi_ranks": comm.size},
+        provenance={"job": job, "mpi_ranks": comm.size, "ingest": ingest},
         ends=gathered.ends,
         rejected=gathered.rejected,
         complete=complete,
