@@ -45,6 +45,7 @@ class _Group(click.Group):
         "verify": "mpistream.cli.data",
         "show": "mpistream.cli.data",
         "export": "mpistream.cli.data",
+        "series": "mpistream.cli.series",
         "dark": "mpistream.cli.references",
         "calibrate": "mpistream.cli.references",
         "produce": "mpistream.cli.processes",
