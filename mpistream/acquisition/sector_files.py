@@ -7,7 +7,7 @@ mapped: a file that someone truncates meanwhile then gives an error, where a map
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +96,17 @@ class SectorIndex:
     duplicates: int
     rejected: int
 
+    def of_frames(self, frames: range) -> "SectorIndex":
+        """The part of it with the frame numbers in ``frames``; the totals stay those of the sector."""
+        part = slice(*np.searchsorted(self.frame_numbers, (frames.start, frames.stop)).tolist())
+        return replace(
+            self,
+            frame_numbers=self.frame_numbers[part],
+            positions=self.positions[part],
+            file_numbers=self.file_numbers[part],
+            record_numbers=self.record_numbers[part],
+        )
+
 
 class FileSectorSource:
     """One sector of a recorded scan as a producer reads it; see ``sector_source.SectorSource``."""
@@ -107,7 +118,7 @@ class FileSectorSource:
         self.sector = sector
         self.sectors_duplicate = index.duplicates
         self.sectors_rejected = index.rejected
-        self._index = index
+        self.index = index
         self._descriptors: list[int] = []
         try:
             for path in index.files:
@@ -121,12 +132,12 @@ class FileSectorSource:
 
         Raises SourceError when a file cannot be read or is no longer what it was when it was indexed.
         """
-        frame_numbers = self._index.frame_numbers
+        frame_numbers = self.index.frame_numbers
         start, stop, frames_present = self._look_up(block, block_frames)
         if start == stop:
             return 0
-        files = self._index.file_numbers[start:stop]
-        records = self._index.record_numbers[start:stop]
+        files = self.index.file_numbers[start:stop]
+        records = self.index.record_numbers[start:stop]
         breaks = np.nonzero((np.diff(files) != 0) | (np.diff(records) != 1))[0] + 1
         for first, last in pairwise([0, *breaks.tolist(), stop - start]):
             self._read(int(files[first]), int(records[first]), buffer[first * RECORD_BYTES : last * RECORD_BYTES])
@@ -145,7 +156,7 @@ class FileSectorSource:
     def _look_up(self, block: int, block_frames: int) -> tuple[int, int, int]:
         """Where the block's frames begin and end in the index, and the bit map of those present."""
         first_frame = block * block_frames
-        frame_numbers = self._index.frame_numbers
+        frame_numbers = self.index.frame_numbers
         start, stop = np.searchsorted(frame_numbers, (first_frame, first_frame + block_frames)).tolist()
         frames_present = 0
         for frame_number in frame_numbers[start:stop].tolist():
@@ -156,7 +167,7 @@ class FileSectorSource:
         return 0.0
 
     def _read(self, file_number: int, record: int, buffer: memoryview) -> None:
-        path = self._index.files[file_number]
+        path = self.index.files[file_number]
         offset = record * RECORD_BYTES
         done = 0
         while done < len(buffer):

@@ -20,7 +20,7 @@ import numpy as np
 from mpistream.acquisition.layout_check import looks_like_other_layout
 from mpistream.acquisition.paced import PacedSectorSource
 from mpistream.acquisition.recording_source import RecordingIndex, RecordingSectorSource
-from mpistream.acquisition.sector_files import FileSectorSource, SectorFile, list_sector_files
+from mpistream.acquisition.sector_files import FileSectorSource, SectorFile, SectorIndex, list_sector_files
 from mpistream.acquisition.sector_index import check_one_position_each, identify_scan, index_sector
 from mpistream.acquisition.sector_source import SectorSource
 from mpistream.acquisition.simulated_live import LiveSectorSource
@@ -67,11 +67,16 @@ def describe_source(specification: str) -> SourceDescription:
     return _describe_simulation(_simulation_options(place, options))
 
 
-def open_source(specification: str, sector: int, started_unix_seconds: float | None = None) -> SectorSource:
+def open_source(
+    specification: str, sector: int, started_unix_seconds: float | None = None, index: SectorIndex | None = None
+) -> SectorSource:
     """Opens one sector of a source; of files, only that sector's are indexed. Raises SourceError.
 
-    ``started_unix_seconds``: when a live source began; without it there is none, and a rate has no effect.
+    ``started_unix_seconds``: when a live source began; without it there is none, and a rate has no effect. ``index``:
+    of the sector's files, or of those records that will be read, where another process has read their headers already.
     """
+    if index is not None:
+        return FileSectorSource(sector, index)
     if not 0 <= sector < SECTORS:
         raise SourceError(f"sector {sector}; a frame has sectors 0 to {SECTORS - 1}")
     scheme, place, options = parse_specification(specification)

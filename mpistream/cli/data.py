@@ -50,17 +50,32 @@ def simulate(scan: str, output: Path, overwrite: bool, **options: Any) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
-    """Say what a dataset holds, how it was counted and where it comes from; or a raw recording."""
+    """Say what a dataset holds, how it was counted and where it comes from; or what is in a series, a tilt index or a
+    raw recording.
+    """
     from mpistream.cli.report import print_dataset, print_recording
+    from mpistream.cli.series import print_series, print_tilts
+    from mpistream.model.h5_layout import SERIES_FORMAT_NAME, TILTS_FORMAT_NAME
+    from mpistream.model.recording_layout import FORMAT_NAME as RECORDING_FORMAT_NAME
+    from mpistream.storage.hdf5_input import format_of
     from mpistream.storage.reader import whole_dataset
-    from mpistream.storage.recording_reader import is_recording, open_recording
+    from mpistream.storage.recording_reader import open_recording
+    from mpistream.storage.series_reader import whole_series
+    from mpistream.storage.tilt_index import open_tilt_index
 
-    if is_recording(file):
+    kind = format_of(file)
+    if kind == SERIES_FORMAT_NAME:
+        with whole_series(file) as series:
+            print_series(series)
+    elif kind == TILTS_FORMAT_NAME:
+        with open_tilt_index(file) as tilts:
+            print_tilts(tilts)
+    elif kind == RECORDING_FORMAT_NAME:
         with open_recording(file) as recording:
             print_recording(recording)
-        return
-    with whole_dataset(file) as dataset:
-        print_dataset(dataset)
+    else:
+        with whole_dataset(file) as dataset:
+            print_dataset(dataset)
 
 
 @click.command()
@@ -69,15 +84,19 @@ def info(file: Path) -> None:
 def verify(file: Path, as_json: bool) -> None:
     """Check a dataset or a raw recording: that it has every frame that was sent, once, and nothing in it is altered.
 
-    Exit status 1 where anything is wrong.
+    Of a series, every scan. Exit status 1 where anything is wrong.
     """
     import json
 
-    from mpistream.storage.recording_reader import is_recording
+    from mpistream.model.h5_layout import SERIES_FORMAT_NAME
+    from mpistream.model.recording_layout import FORMAT_NAME as RECORDING_FORMAT_NAME
+    from mpistream.storage.hdf5_input import format_of
     from mpistream.storage.recording_verify import verify_recording
     from mpistream.storage.verify import REMEDY, verify_dataset
+    from mpistream.storage.verify_series import verify_series
 
-    verification = verify_recording(file) if is_recording(file) else verify_dataset(file)
+    verify_file = {SERIES_FORMAT_NAME: verify_series, RECORDING_FORMAT_NAME: verify_recording}
+    verification = verify_file.get(format_of(file), verify_dataset)(file)
     if as_json:
         click.echo(json.dumps(verification.to_json(), indent=2))
     else:
@@ -90,12 +109,13 @@ def verify(file: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE.png", help="[default: beside the dataset]")
-def show(file: Path, output: Path | None) -> None:
+@click.option("--time-index", type=click.IntRange(0), help="Of a series, this scan.")
+def show(file: Path, output: Path | None, time_index: int | None) -> None:
     """Draw the virtual bright field, annular dark field and summed diffraction pattern of a dataset."""
     from mpistream.storage.picture import save_overview
 
     picture = output or file.with_suffix(".png")
-    save_overview(file, picture)
+    save_overview(file, picture, time_index)
     click.echo(str(picture))
 
 
@@ -104,9 +124,10 @@ def show(file: Path, output: Path | None) -> None:
 @click.option("--to", "target", required=True, type=click.Choice(["stempy"]), help="The format to write.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-def export(file: Path, target: str, out: Path, overwrite: bool) -> None:
+@click.option("--time-index", type=click.IntRange(0), help="Of a series, this scan.")
+def export(file: Path, target: str, out: Path, overwrite: bool, time_index: int | None) -> None:
     """Write a dataset in another program's format: mpistream export scan.h5 --to stempy scan_stempy.h5"""
     from mpistream.storage.export import export_stempy
 
-    export_stempy(file, out, overwrite)
+    export_stempy(file, out, overwrite, time_index)
     click.echo(str(out))

@@ -103,6 +103,12 @@ direct_option = click.option(
 
 def scan_options(command: Command) -> Command:
     """What to stream, where to, and how to count."""
+    raw = click.option("--raw", is_flag=True, help="Do not count: keep the sectors as they are, to be replayed later.")
+    return source_options(raw(direct_option(command)))
+
+
+def source_options(command: Command) -> Command:
+    """What to read, where to write, and how to count."""
     options = [
         source_option,
         click.option(
@@ -110,8 +116,6 @@ def scan_options(command: Command) -> Command:
         ),
         overwrite_option,
         counting_options,
-        click.option("--raw", is_flag=True, help="Do not count: keep the sectors as they are, to be replayed later."),
-        direct_option,
         click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object."),
     ]
     for option in reversed(options):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mpistream.storage.reader import Dataset
     from mpistream.storage.recording_reader import Recording
 
-_STAGES = {
+_STAGES: dict[str, str] = {
     ScanState.ANNOUNCED: "preparing",
     ScanState.STREAMING: "streaming",
     ScanState.DRAINING: "counting",
@@ -66,9 +66,11 @@ class ScanProgress(_ProgressBar):
         frames = record.last_frame - record.first_frame + 1
         super().__init__(Progress(*columns, console=Console(stderr=True)), "preparing", frames)
 
-    def update(self, state: ScanState, progress: dict[str, int]) -> None:
-        """``progress`` holds the running totals ``frames`` and ``raw_bytes``."""
-        self._progress.update(self._task, completed=progress.get("frames", 0), description=_STAGES.get(state, state))
+    def update(self, state: str, progress: dict[str, int]) -> None:
+        """``state`` is a scan's, or what is being done; ``progress`` holds the running totals ``frames`` and
+        ``raw_bytes`` where they have changed.
+        """
+        self._progress.update(self._task, completed=progress.get("frames"), description=_STAGES.get(state, state))
         seconds = self._progress.tasks[0].elapsed
         if seconds and progress.get("raw_bytes"):
             self._progress.update(self._task, rate=f"{progress['raw_bytes'] / seconds / 1e9:.2f} GB/s")
@@ -161,7 +163,11 @@ def print_dataset(dataset: "Dataset") -> None:
     if dataset.labels:
         print(f"labels       {', '.join(f'{name} {value}' for name, value in dataset.labels.items())}")
     print(f"source       {record['source']}")
-    print(f"written      {provenance['written_utc']} by {provenance['writing_ranks']} ranks of job {provenance['job']}")
+    print(
+        f"written      {provenance['written_utc']} by {provenance['writing_ranks']} ranks of job {provenance['job']}",
+        end="",
+    )
+    print(", which read the source themselves" if provenance.get("ingest") == "read" else "")
     print("versions     " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()))
 
 

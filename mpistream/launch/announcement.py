@@ -45,10 +45,25 @@ class ScanRequest:
 
 
 def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
-    """The scan's record, and notes for the user.
+    """The record of a scan that will be streamed, and notes for the user.
 
     Finds everything that can be wrong before a process is started. Raises MpistreamError with the remedy.
     """
+    draft, notes = draft_count(request, config)
+    check_window(config, draft)
+    streamed = {
+        "journals": _journals(draft, config, request.recording),
+        "durability": Durability(config.journal.durability),
+        "recording": request.recording,
+    }
+    draft = draft.model_copy(update=streamed)
+    if draft.recording:
+        check_room(draft)
+    return draft, notes
+
+
+def draft_count(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
+    """The same for one that is counted by processes that read the source themselves: without journals."""
     counting = _uncounted(request) if request.recording else request.counting
     used = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
     inputs = [Path(path) for path in used if path is not None]
@@ -67,21 +82,16 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
         overwrite=request.overwrite,
         direct=request.direct,
     )
-    check_window(config, draft)
-    draft = draft.model_copy(update={"uid": request.uid or draft.uid})
     draft = draft.model_copy(
         update={
-            "journals": _journals(draft, config, request.recording),
-            "durability": Durability(config.journal.durability),
+            "uid": request.uid or draft.uid,
+            "durability": Durability.NONE,
             "detectors": config.detectors.virtual,
             "session": request.session,
             "labels": dict(request.labels),
             "references": dict(request.references),
-            "recording": request.recording,
         }
     )
-    if draft.recording:
-        check_room(draft)
     if counting.background is not None and counting.background < 0:
         notes += (
             f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "

@@ -6,6 +6,11 @@ Flat data is never called ``frames``: stempy would open it as another format and
 FORMAT_NAME = "mpistream-electron-events"
 FORMAT_VERSION = 1
 
+SERIES_FORMAT_NAME = "mpistream-electron-series"
+SERIES_FORMAT_VERSION = 1
+TILTS_FORMAT_NAME = "mpistream-tilt-index"
+TILTS_FORMAT_VERSION = 1
+
 #: Attributes of the root.
 FORMAT_ATTRIBUTE = "format"
 FORMAT_VERSION_ATTRIBUTE = "format_version"
@@ -97,3 +102,63 @@ RANK_DTYPE = [
     ("first_event", "<u8"),
     ("n_events", "<u8"),
 ]
+
+#: What a series or a tilt index says of a scan, beside the name of its dataset.
+SCAN_FIELDS = [
+    ("scan_uid", "S36"),
+    ("scan_number", "<i8"),
+    ("announced_unix_seconds", "<f8"),
+    ("background_threshold", "<f8"),
+    ("x_ray_threshold", "<f8"),
+    ("center", "<f8", (2,)),
+    *(
+        (name, "<i8")
+        for name in (
+            "frames",
+            "electrons",
+            "frames_incomplete",
+            "sectors_missing",
+            "sectors_duplicate",
+            "sectors_rejected",
+            "frames_lost",
+            "raw_bytes",
+        )
+    ),
+]
+#: The groups of single scans.
+SCANS = "scans"
+
+# series of scans
+
+#: Which scan of a series a frame is of, beside the other event arrays.
+TIME_INDEX = f"{EVENTS}/time_index"
+TIME_INDEX_DTYPE = "<u4"
+#: One row per scan, in order of time: which rows of the event arrays are its own, and more about it.
+SERIES = "series"
+SERIES_FIELDS = [
+    ("time_index", TIME_INDEX_DTYPE),
+    ("first_frame", "<u8"),
+    ("n_frames", "<u8"),
+    ("first_event", "<u8"),
+    ("n_events", "<u8"),
+    ("complete", "u1"),
+    *SCAN_FIELDS,
+]
+#: Images of which a series has a stack, one for each scan.
+STACKED_IMAGES = (BRIGHT_FIELD, ANNULAR_DARK_FIELD, ELECTRON_COUNT, CENTER_OF_MASS)
+
+# tilt indices
+
+#: One row per tilt, in the order of acquisition.
+TILTS = "tilts"
+TILT_FIELDS = [
+    ("tilt_degrees", "<f8"),
+    ("state", "S16"),
+    ("rows", "<u4"),
+    ("columns", "<u4"),
+    *SCAN_FIELDS,
+]
+#: uint32[tilts]: rows of TILTS, by angle.
+BY_ANGLE = "by_angle"
+BY_ANGLE_DTYPE = "<u4"
+BINNING_ATTRIBUTE = "binning"

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from mpistream.acquisition.sector_source import SectorSource
 from mpistream.acquisition.source import absolute_specification, describe_source, open_source
 from mpistream.model.geometry import RECORD_BYTES, SECTORS
-from mpistream.model.protocol import BlockHeader
-from mpistream.model.scan import CountingParameters, ScanRecord
+from mpistream.model.protocol import BlockHeader, blocks_digest
+from mpistream.model.scan import CountingParameters, ScanRecord, SectorEnd
 from mpistream.reduction.calibration import SampleStatistics, merge_sample, sample_block
 from mpistream.reduction.frame_assembly import AssembledBlock, FrameAssembly
 from mpistream.reduction.reference_images import References
@@ -52,14 +52,51 @@ def source_blocks(record: ScanRecord, blocks: range | None = None) -> Iterator[A
 
     Each has memory of its own, which it keeps. Raises SourceError.
     """
-    assembly = FrameAssembly(record)
     with ExitStack() as opened:
         sources = [opened.enter_context(closing(open_source(record.source, sector))) for sector in range(SECTORS)]
-        for block in record.block_range if blocks is None else blocks:
-            for source in sources:
-                assembled = assembly.add(*_message(record, source, block))
-            assert assembled is not None, "four sectors make a block"
-            yield assembled
+        yield from read_blocks(
+            record, sources, record.block_range if blocks is None else blocks, FrameAssembly(record).add
+        )
+
+
+def read_blocks(
+    record: ScanRecord,
+    sources: Sequence[SectorSource],
+    blocks: range,
+    assemble: Callable[[BlockHeader, memoryview], AssembledBlock | None],
+    seconds_reading: list[float] | None = None,
+) -> Iterator[AssembledBlock]:
+    """As ``source_blocks``, from sectors that are open. What reading takes is added to ``seconds_reading``, by sector.
+
+    Raises SourceError.
+    """
+    for block in blocks:
+        for source in sources:
+            started = time.monotonic()
+            header, payload = _message(record, source, block)
+            if seconds_reading is not None:
+                seconds_reading[source.sector] += time.monotonic() - started
+            assembled = assemble(header, payload)
+        assert assembled is not None, "four sectors make a block"
+        yield assembled
+
+
+def end_of_source(record: ScanRecord, source: SectorSource) -> SectorEnd:
+    """What a producer that sends all of this sector would say in the end. Nothing but the index is looked at."""
+    blocks = record.block_range
+    present = [source.frames_present(block, record.block_frames) for block in blocks]
+    known = [bit_map for bit_map in present if bit_map is not None]
+    return SectorEnd(
+        sector=source.sector,
+        producer_id=source.sector,
+        blocks=len(blocks),
+        records=sum(bit_map.bit_count() for bit_map in known),
+        digest=blocks_digest(source.sector, blocks, known) if len(known) == len(blocks) else None,
+        sectors_duplicate=source.sectors_duplicate,
+        sectors_rejected=source.sectors_rejected,
+        seconds_reading=0.0,
+        seconds_sending=0.0,
+    )
 
 
 def sample_source(record: ScanRecord) -> SampleStatistics:

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import h5py
+
+from mpistream.storage.placement import flush_to_disk, partial_path, publish, remove_partial, storage_error
 
 
 class DiskFile(io.RawIOBase):
@@ -111,3 +114,22 @@ def hdf5_on_disk(path: Path, mode: Literal["w", "r+"]) -> Iterator[tuple[h5py.Fi
         finally:
             # the disk's own error explains more than what HDF5 made of it
             disk.check()
+
+
+@contextmanager
+def whole_hdf5_file(target: Path, overwrite: bool) -> Iterator[tuple[h5py.File, DiskFile]]:
+    """As ``hdf5_on_disk``, for a file that gets its name, which is absolute, when it is complete and on the disk.
+
+    Raises StorageError, and then leaves nothing behind.
+    """
+    tag = uuid4().hex
+    partial = partial_path(target, tag)
+    try:
+        with hdf5_on_disk(partial, "w") as opened:
+            yield opened
+        flush_to_disk(partial)
+        publish(partial, target, overwrite)
+    except OSError as error:
+        raise storage_error(f"{target} cannot be written", error, "free space, or choose another folder") from error
+    finally:
+        remove_partial(target, tag)

@@ -1,17 +1,15 @@
 """Export of a dataset to the file format that stempy reads and writes (version 3)."""
 
-import contextlib
-import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from mpistream.model.errors import StorageError
-from mpistream.storage.disk_file import DiskFile, hdf5_on_disk
-from mpistream.storage.placement import check_target, flush_to_disk, partial_path, publish
-from mpistream.storage.reader import Dataset, whole_dataset
+from mpistream.storage.disk_file import DiskFile, whole_hdf5_file
+from mpistream.storage.placement import check_target
+from mpistream.storage.reader import Dataset
+from mpistream.storage.series_reader import whole_scan
 from mpistream.storage.small_files import check_targets
 
 STEMPY_VERSION = 3
@@ -20,28 +18,22 @@ CHUNK_SLOTS = 1 << 16
 ROW_DTYPE = h5py.vlen_dtype(np.uint32)
 
 
-def export_stempy(dataset_path: str | Path, out_path: str | Path, overwrite: bool = False) -> Path:
+def export_stempy(
+    dataset_path: str | Path, out_path: str | Path, overwrite: bool = False, time_index: int | None = None
+) -> Path:
     """Writes ``out_path``, which ``stempy.io.load_electron_counts`` opens; its absolute path.
 
+    Of a series, which has an axis more than stempy knows, the scan ``time_index`` is written.
     Every position gets as many rows as the position with the most frames has; where frames lack, rows are empty.
     Raises StorageError, and then leaves no file behind.
     """
     target = Path(out_path).absolute()
-    with whole_dataset(dataset_path) as dataset:
+    with whole_scan(dataset_path, time_index) as dataset:
         check_targets([target], overwrite, [Path(dataset_path)])
         # a row's address takes 16 bytes beside the events themselves
         check_target(target, overwrite, 4 * dataset.n_electrons + 16 * _slots(dataset) + 2**20)
-        partial = partial_path(target, f"{os.getpid()}")
-        try:
-            with hdf5_on_disk(partial, "w") as (file, disk):
-                _write(file, disk, dataset)
-            flush_to_disk(partial)
-            publish(partial, target, overwrite)
-        except OSError as error:
-            raise StorageError(f"{target} cannot be written: {error}", "free space or choose another folder") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with whole_hdf5_file(target, overwrite) as (file, disk):
+            _write(file, disk, dataset)
     return target
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import Image
-from mpistream.storage.reader import Dataset, whole_dataset
+from mpistream.storage.reader import Dataset
+from mpistream.storage.series_reader import whole_scan
 from mpistream.storage.small_files import check_targets, save_files
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ LEFT, BOTTOM, WIDTH, STEP = 0.045, 0.205, 0.285, 0.3275
 HEIGHT = WIDTH * 16 / 9
 
 
-def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
+def save_overview(dataset_path: str | Path, png_path: str | Path, time_index: int | None = None) -> Path:
     """1920 x 1080 pixels: bright field, annular dark field, summed diffraction pattern with the detectors' rings.
 
+    Of a series, those of the scan ``time_index``.
     A picture that is there is replaced. Returns the absolute path. Raises StorageError where the dataset, matplotlib or
     the folder fails, and for an output that does not end in .png.
     """
@@ -41,7 +43,7 @@ def save_overview(dataset_path: str | Path, png_path: str | Path) -> Path:
     if target.suffix.lower() != ".png":
         raise StorageError(f"{target} is no name of a PNG file", "give an output that ends in .png")
     check_targets([target], overwrite=True, inputs=[Path(dataset_path)])
-    with whole_dataset(dataset_path) as dataset:
+    with whole_scan(dataset_path, time_index) as dataset:
         figure = Figure(figsize=(19.2, 10.8), dpi=100, facecolor="white")
         FigureCanvasAgg(figure)
         _draw(figure, dataset)

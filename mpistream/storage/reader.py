@@ -23,17 +23,22 @@ from mpistream.model.errors import StorageError
 from mpistream.model.recording_layout import FORMAT_NAME as RECORDING_FORMAT
 from mpistream.model.scan import SectorEnd
 from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
+from mpistream.storage.hdf5_input import check_event_arrays, check_version, open_hdf5, read_to_its_end
 
 if TYPE_CHECKING:
     from stempy.io.sparse_array import SparseArray
 
 
 def open_dataset(path: str | Path) -> "Dataset":
-    """The dataset ``path``, open until it is closed. Raises StorageError for anything that is not a whole one."""
+    """The dataset ``path``, open until it is closed. Raises StorageError for anything that is not a whole one.
+
+    A series of scans is opened by ``open_series``.
+    """
     path = Path(path)
-    file = open_file(path)
+    file = open_hdf5(path)
     try:
         _check_format(file, path)
+        check_event_arrays(file, path)
         return Dataset(file)
     except KeyError as error:
         file.close()
@@ -46,65 +51,26 @@ def open_dataset(path: str | Path) -> "Dataset":
 @contextmanager
 def whole_dataset(path: str | Path) -> "Iterator[Dataset]":
     """As ``open_dataset``, for work that reads a dataset to its end: what is damaged inside is a StorageError, too."""
-    with open_dataset(path) as dataset:
-        try:
-            yield dataset
-        except BrokenPipeError:
-            raise  # of the work's own output
-        except (OSError, LookupError, TypeError, RuntimeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error}", "copy it again, or repeat the scan") from error
-
-
-def open_file(path: Path) -> h5py.File:
-    """Any HDF5 file. Raises StorageError."""
-    if not path.is_file():
-        raise StorageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "check the path")
-    try:
-        return _open_with_lock(path)
-    except PermissionError as error:
-        raise StorageError(f"{path} may not be read by this user", "ask its owner for permission") from error
-    except OSError as error:
-        if "truncated" in str(error):
-            raise StorageError(f"{path} is truncated: {error}", "copy it again or repeat the scan") from error
-        raise StorageError(f"{path} is no HDF5 file: {error}", "give the path of an mpistream dataset") from error
-
-
-def _open_with_lock(path: Path) -> h5py.File:
-    """With HDF5's own locking, so that others may open the file too; without where the file system refuses locks."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "lock" not in str(error):
-            raise
-        # safe: a dataset never changes under its final name
-        return h5py.File(path, "r", locking=False)
+    with open_dataset(path) as dataset, read_to_its_end(path):
+        yield dataset
 
 
 def _check_format(file: h5py.File, path: Path) -> None:
-    if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.FORMAT_NAME:
+    name = file.attrs.get(layout.FORMAT_ATTRIBUTE)
+    if name == layout.SERIES_FORMAT_NAME:
+        raise StorageError(
+            f"{path} is a series of scans",
+            "give --time-index, where there is that option; in Python: open_series(path).scan(time_index)",
+        )
+    if name == layout.TILTS_FORMAT_NAME:
+        raise StorageError(f"{path} is the index of a tilt series", "give one of the datasets that it names")
+    if name != layout.FORMAT_NAME:
         if f"{layout.EVENTS}/frames" in file:
             raise StorageError(f"{path} is a file of stempy's", "open it with stempy.io.load_electron_counts")
         if file.attrs.get(layout.FORMAT_ATTRIBUTE) == RECORDING_FORMAT:
             raise StorageError(f"{path} is a raw recording, not counted", f"count it: --source raw:{path}")
         raise StorageError(f"{path} is no mpistream dataset", "give the path of a finished scan's output")
-    version = int(file.attrs.get(layout.FORMAT_VERSION_ATTRIBUTE, 0))
-    if version > layout.FORMAT_VERSION:
-        raise StorageError(
-            f"{path} has format version {version}; this release reads up to {layout.FORMAT_VERSION}",
-            "open it with a newer mpistream",
-        )
-    damaged = StorageError(f"{path} is damaged: its event arrays do not fit each other", "copy it again")
-    arrays = {name: file.get(name) for name in layout.EVENT_DTYPES}
-    if not all(isinstance(array, h5py.Dataset) and array.ndim == 1 for array in arrays.values()):
-        raise damaged
-    rows = {name: len(array) for name, array in arrays.items()}
-    frames = rows[layout.FRAME_NUMBER]
-    if not rows[layout.OFFSETS] - 1 == rows[layout.SCAN_POSITION] == rows[layout.MISSING_SECTORS] == frames:
-        raise damaged
-    if arrays[layout.OFFSETS][0] != 0 or arrays[layout.OFFSETS][-1] != rows[layout.INDICES]:
-        raise damaged
-    if layout.CENTROIDS in file and getattr(file[layout.CENTROIDS], "shape", None) != (rows[layout.INDICES], 2):
-        raise damaged
+    check_version(file, path, layout.FORMAT_VERSION)
 
 
 class Dataset:
@@ -114,19 +80,29 @@ class Dataset:
     events are read as they are asked for.
     """
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, group: h5py.Group, frames: range | None = None, events: range | None = None) -> None:
+        """``group`` describes the scan: the file itself. In a series, which has many, it is one of the file's groups,
+        and ``frames`` and ``events`` are the scan's rows of the file's event arrays.
+        """
+        file = group.file
+        self._group = group
+        self._arrays = file
+        self._is_part = frames is not None
+        self._frames = range(file[layout.FRAME_NUMBER].shape[0]) if frames is None else frames
+        self._events = range(file[layout.INDICES].shape[0]) if events is None else events
         self.path = Path(file.filename)
-        self.scan_shape: tuple[int, int] = shape_in(file, layout.SCAN_SHAPE_ATTRIBUTE)
-        self.frame_shape: tuple[int, int] = shape_in(file, layout.FRAME_SHAPE_ATTRIBUTE)
-        self.scan_uid = str(file.attrs[layout.SCAN_UID_ATTRIBUTE])
-        self.scan_number = int(file.attrs[layout.SCAN_NUMBER_ATTRIBUTE])
-        self.n_frames: int = file[layout.FRAME_NUMBER].shape[0]
-        self.n_electrons: int = file[layout.INDICES].shape[0]
+        self.scan_shape = shape_of(group, layout.SCAN_SHAPE_ATTRIBUTE)
+        self.frame_shape = shape_of(group, layout.FRAME_SHAPE_ATTRIBUTE)
+        self.scan_uid = str(group.attrs[layout.SCAN_UID_ATTRIBUTE])
+        self.scan_number = int(group.attrs[layout.SCAN_NUMBER_ATTRIBUTE])
+        self.n_frames = len(self._frames)
+        self.n_electrons = len(self._events)
         self.has_centroids: bool = layout.CENTROIDS in file
 
     def close(self) -> None:
-        self._file.close()
+        """Of a series, the whole is closed by who opened it."""
+        if not self._is_part:
+            self._arrays.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,22 +125,22 @@ class Dataset:
     @cached_property
     def offsets(self) -> npt.NDArray[np.uint64]:
         """uint64[n_frames+1]: frame i owns events offsets[i] to offsets[i+1]-1."""
-        return np.asarray(self._file[layout.OFFSETS][:])
+        return self.read(layout.OFFSETS, 0, self.n_frames + 1)
 
     @cached_property
     def scan_position(self) -> npt.NDArray[np.uint32]:
         """uint32[n_frames]: row * scan columns + column, ascending."""
-        return np.asarray(self._file[layout.SCAN_POSITION][:])
+        return self.read(layout.SCAN_POSITION, 0, self.n_frames)
 
     @cached_property
     def frame_number(self) -> npt.NDArray[np.uint64]:
         """uint64[n_frames]: as the camera numbered the frames."""
-        return np.asarray(self._file[layout.FRAME_NUMBER][:])
+        return self.read(layout.FRAME_NUMBER, 0, self.n_frames)
 
     @cached_property
     def missing_sectors(self) -> npt.NDArray[np.uint8]:
         """uint8[n_frames]: bit s is set where sector s never came."""
-        return np.asarray(self._file[layout.MISSING_SECTORS][:])
+        return self.read(layout.MISSING_SECTORS, 0, self.n_frames)
 
     @cached_property
     def events(self) -> ElectronEvents:
@@ -173,7 +149,15 @@ class Dataset:
 
     def read(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
         """Rows ``first`` to ``end - 1`` of the array ``name`` (of h5_layout), from the file."""
-        return np.asarray(self._file[name][first:end])
+        begin = (self._events if name in (layout.INDICES, layout.CENTROIDS) else self._frames).start
+        rows = np.asarray(self._arrays[name][begin + first : begin + end])
+        return rows - np.uint64(self._events.start) if name == layout.OFFSETS else rows
+
+    def copy_description(self, group: h5py.Group) -> None:
+        """Copies everything but the event arrays and the references to a group of another file."""
+        group.attrs.update(self._group.attrs)
+        for name in self._group.keys() - {layout.EVENTS, layout.REFERENCES}:
+            self._group.copy(name, group)
 
     def run(self, first: int, end: int, centroids: bool = True) -> ElectronEvents:
         """Frames ``first`` to ``end - 1`` (0 <= first <= end <= n_frames), for working through a scan in parts.
@@ -186,8 +170,8 @@ class Dataset:
             self.frame_number[first:end],
             self.missing_sectors[first:end],
             self.offsets[first : end + 1] - np.uint64(begin),
-            self._file[layout.INDICES][begin:stop],
-            self._file[layout.CENTROIDS][begin:stop] if centroids and self.has_centroids else None,
+            self.read(layout.INDICES, begin, stop),
+            self.read(layout.CENTROIDS, begin, stop) if centroids and self.has_centroids else None,
         )
 
     def frame(self, index: int) -> npt.NDArray[np.uint32]:
@@ -255,7 +239,7 @@ class Dataset:
     @property
     def center(self) -> tuple[float, float]:
         """(row, column) around which the stored images were computed."""
-        row, column = self._file[layout.DIFFRACTION_SUM].attrs[layout.CENTER_ATTRIBUTE]
+        row, column = self._group[layout.DIFFRACTION_SUM].attrs[layout.CENTER_ATTRIBUTE]
         return float(row), float(column)
 
     @cached_property
@@ -263,68 +247,68 @@ class Dataset:
         """The stored images: bright_field, annular_dark_field, electron_count and center_of_mass (row, column; NaN
         where there are no electrons) over the scan; diffraction_sum.
         """
-        return {name: dataset[:] for name, dataset in self._file[layout.IMAGES].items()}
+        return {name: dataset[:] for name, dataset in self._group[layout.IMAGES].items()}
 
     def image_radii(self, name: str) -> tuple[float, float]:
         """Inner and outer radius in pixels of a stored image over the scan. Raises KeyError."""
-        attributes = self._file[f"{layout.IMAGES}/{name}"].attrs
+        attributes = self._group[f"{layout.IMAGES}/{name}"].attrs
         return float(attributes[layout.INNER_RADIUS_ATTRIBUTE]), float(attributes[layout.OUTER_RADIUS_ATTRIBUTE])
 
     @property
     def dark(self) -> npt.NDArray[Any] | None:
         """The dark reference that was subtracted, (frame rows, frame columns), if any."""
-        return self._file[layout.DARK][:] if layout.DARK in self._file else None
+        return self._group[layout.DARK][:] if layout.DARK in self._group else None
 
     @property
     def gain(self) -> npt.NDArray[Any] | None:
         """The gain reference that was divided by, (frame rows, frame columns), if any."""
-        return self._file[layout.GAIN][:] if layout.GAIN in self._file else None
+        return self._group[layout.GAIN][:] if layout.GAIN in self._group else None
 
     @property
     def pixel_mask(self) -> npt.NDArray[np.bool_] | None:
         """bool[frame rows, frame columns]: the pixels that were left out; None where there was no mask."""
-        return self._file[layout.PIXEL_MASK][:] != 0 if layout.PIXEL_MASK in self._file else None
+        return self._group[layout.PIXEL_MASK][:] != 0 if layout.PIXEL_MASK in self._group else None
 
     @property
     def sample_histogram(self) -> SampleHistogram | None:
         """The pixel values from which the thresholds were calibrated; None where they were given."""
-        if layout.SAMPLE_HISTOGRAM not in self._file:
+        if layout.SAMPLE_HISTOGRAM not in self._group:
             return None
-        histogram = self._file[layout.SAMPLE_HISTOGRAM]
+        histogram = self._group[layout.SAMPLE_HISTOGRAM]
         return SampleHistogram(int(histogram.attrs[layout.FIRST_BIN_ATTRIBUTE]), histogram[:])
 
     @cached_property
     def counters(self) -> dict[str, int]:
         """Totals of the scan: frames, electrons, what was missing, twice or rejected."""
-        return attributes(self._file[layout.COUNTERS])
+        return attributes(self._group[layout.COUNTERS])
 
     @cached_property
     def labels(self) -> dict[str, str | int | float]:
         """What whoever started the scan had to say of it: a tilt angle, a point in time."""
-        return _attributes(self._file[layout.LABELS]) if layout.LABELS in self._file else {}
+        return attributes(self._group[layout.LABELS]) if layout.LABELS in self._group else {}
 
     @cached_property
     def session(self) -> str:
         """The session that the scan belongs to; empty where it belongs to none."""
-        return str(self._file[layout.PROVENANCE].attrs.get(layout.SESSION_ATTRIBUTE, ""))
+        return str(self._group[layout.PROVENANCE].attrs.get(layout.SESSION_ATTRIBUTE, ""))
 
     @cached_property
     def delivery(self) -> Delivery | None:
         """What its producers sent, and checksums; None in a dataset of a release that did not record that."""
-        if layout.DELIVERY not in self._file:
+        if layout.DELIVERY not in self._group:
             return None
-        complete, ends = read_ends(self._file)
-        return Delivery(complete, ends, self._file[layout.REJECTED][:], self._file[layout.CHECKSUMS][:])
+        complete, ends = read_ends(self._group)
+        return Delivery(complete, ends, self._group[layout.REJECTED][:], self._group[layout.CHECKSUMS][:])
 
     @cached_property
     def thresholds(self) -> dict[str, Any]:
         """The counting parameters, named as in stempy's files: background_threshold, x_ray_threshold, ..."""
-        return attributes(self._file[layout.COUNTING])
+        return attributes(self._group[layout.COUNTING])
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Who wrote the dataset, from what and how: scan_record, versions, seconds, ranks, ..."""
-        return read_provenance(self._file)
+        return read_provenance(self._group)
 
     def frame_slots(self) -> tuple[npt.NDArray[np.int64], int]:
         """For rectangular formats: (int64[n_frames] slot of each frame, slots per position).
@@ -360,19 +344,20 @@ class Dataset:
         )
 
 
-def shape_in(file: h5py.File, attribute: str) -> tuple[int, int]:
-    rows, columns = file.attrs[attribute]
+def shape_of(group: h5py.Group, attribute: str) -> tuple[int, int]:
+    """(rows, columns) from an attribute of h5_layout."""
+    rows, columns = group.attrs[attribute]
     return int(rows), int(columns)
 
 
-def read_ends(file: h5py.File) -> tuple[bool, tuple[SectorEnd, ...]]:
+def read_ends(file: h5py.Group) -> tuple[bool, tuple[SectorEnd, ...]]:
     """Whether the scan ran to its end with all its producers, and what they sent."""
     group = file[layout.DELIVERY]
     ends = json.loads(group.attrs[layout.ENDS_ATTRIBUTE])
     return bool(group.attrs[layout.COMPLETE_ATTRIBUTE]), tuple(SectorEnd.model_validate(end) for end in ends)
 
 
-def read_provenance(file: h5py.File) -> dict[str, Any]:
+def read_provenance(file: h5py.Group) -> dict[str, Any]:
     group = file[layout.PROVENANCE]
     provenance = attributes(group)
     provenance["scan_record"] = json.loads(provenance["scan_record"])

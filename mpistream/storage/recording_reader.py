@@ -14,13 +14,14 @@ from mpistream.model import h5_layout, recording_layout
 from mpistream.model.errors import MpistreamError, StorageError
 from mpistream.model.geometry import SECTORS, SectorLayout
 from mpistream.model.scan import SectorEnd
-from mpistream.storage.reader import attributes, open_file, read_ends, read_provenance, shape_in
+from mpistream.storage.hdf5_input import open_hdf5
+from mpistream.storage.reader import attributes, read_ends, read_provenance, shape_of
 
 
 def is_recording(path: str | Path) -> bool:
     """Whether ``path`` is a raw recording; False for anything else, or what cannot be read."""
     try:
-        with open_file(Path(path)) as file:
+        with open_hdf5(Path(path)) as file:
             return bool(file.attrs.get(h5_layout.FORMAT_ATTRIBUTE) == recording_layout.FORMAT_NAME)
     except (StorageError, OSError, TypeError, ValueError, RuntimeError):
         return False
@@ -32,7 +33,7 @@ def open_recording(path: str | Path) -> "Iterator[Recording]":
     when it is read.
     """
     path = Path(path)
-    with open_file(path) as file:
+    with open_hdf5(path) as file:
         try:
             _check_format(file, path)
             yield Recording(file)
@@ -71,8 +72,8 @@ class Recording:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.path = Path(file.filename)
-        self.scan_shape: tuple[int, int] = shape_in(file, h5_layout.SCAN_SHAPE_ATTRIBUTE)
-        self.frame_shape: tuple[int, int] = shape_in(file, h5_layout.FRAME_SHAPE_ATTRIBUTE)
+        self.scan_shape: tuple[int, int] = shape_of(file, h5_layout.SCAN_SHAPE_ATTRIBUTE)
+        self.frame_shape: tuple[int, int] = shape_of(file, h5_layout.FRAME_SHAPE_ATTRIBUTE)
         self.scan_uid = str(file.attrs[h5_layout.SCAN_UID_ATTRIBUTE])
         self.scan_number = int(file.attrs[h5_layout.SCAN_NUMBER_ATTRIBUTE])
         self.layout = SectorLayout(int(file.attrs[recording_layout.ENCODING_ATTRIBUTE]))

@@ -68,8 +68,12 @@ class Verification:
 def verify_dataset(path: Path) -> Verification:
     """Raises StorageError for what is no dataset, or cannot be read to its end."""
     with whole_dataset(path) as dataset:
-        checks = tuple(_Inspection(dataset).run())
-        return Verification(path, dataset.scan_uid, dataset.n_frames, dataset.n_electrons, checks)
+        return Verification(path, dataset.scan_uid, dataset.n_frames, dataset.n_electrons, inspect_dataset(dataset))
+
+
+def inspect_dataset(dataset: Dataset) -> tuple[Check, ...]:
+    """All checks of an open dataset. Raises what reading a damaged file raises."""
+    return tuple(_Inspection(dataset).run())
 
 
 @dataclass

@@ -67,6 +67,7 @@ ONLY_IN: dict[str, set[str]] = {
         "storage.metadata",
         "storage.recording_writer",
         "storage.writer",
+        "pipeline.counting_files",
         "pipeline.ranks.rank",
         "pipeline.ranks.arrivals",
         "pipeline.ranks.assembly",

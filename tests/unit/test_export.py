@@ -94,6 +94,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(path, tmp_path):
     limit = 4096
     program = (
         "import resource, sys; from mpistream.storage.export import *\n"
+        "from mpistream.model.errors import StorageError\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         f"try: export_stempy({str(path)!r}, {str(tmp_path / 'stempy.h5')!r})\n"
         "except StorageError as error: print(error.message)"

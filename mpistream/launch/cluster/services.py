@@ -13,6 +13,7 @@ from mpistream.launch.supervision import Program, SupervisedProgram
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, CoordinationError, ScanFailed
 from mpistream.model.geometry import SECTORS
+from mpistream.transport import interface
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -81,8 +82,8 @@ def _answers(endpoint: str) -> bool:
 
 def own_address(config: Config) -> str:
     """An address of this machine at which the other nodes of the job reach it."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return config.network.host
+    if "SLURM_JOB_ID" not in os.environ or config.network.interface or config.network.host:
+        return interface.own_address(config.network)
     return socket.gethostbyname(socket.gethostname())
 
 

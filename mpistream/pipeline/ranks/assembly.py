@@ -93,9 +93,17 @@ def gather_scan(comm: MPI.Comm, config: Config, scan: CountedScan) -> GatheredSc
 
 
 def write_scan(
-    comm: MPI.Comm, config: Config, scan: CountedScan, gathered: GatheredScan | GatheredRecording, job: str
+    comm: MPI.Comm,
+    config: Config,
+    scan: CountedScan,
+    gathered: GatheredScan | GatheredRecording,
+    job: str,
+    ingest: str = "streamed",
 ) -> ScanSummary:
-    """Collective: what was gathered becomes the dataset. Raises StorageError, the same on every rank."""
+    """Collective: what was gathered becomes the dataset. Raises StorageError, the same on every rank.
+
+    ``ingest`` says how the frames came to the ranks: ``streamed``, or ``read`` from the source by themselves.
+    """
     if isinstance(gathered, GatheredRecording):
         return finish_recording(comm, scan, gathered, job)
     record, reduction = scan.record, scan.reduction
@@ -111,7 +119,7 @@ def write_scan(
         pixel_mask=reduction.references.pixel_mask,
         sample_histogram=_sample_histogram(scan),
         seconds=seconds,
-        provenance={"job": job, "mpi_ranks": comm.size},
+        provenance={"job": job, "mpi_ranks": comm.size, "ingest": ingest},
         ends=gathered.ends,
         rejected=gathered.rejected,
         complete=complete,

@@ -1,0 +1,53 @@
+"""Counts a scan with all ranks; on one of them reading may fail.
+
+``program_count_files SOURCE OUTPUT [FAILING RANK]``
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mpi4py import MPI
+
+from mpistream.acquisition.simulator import SimulatedSectorSource
+from mpistream.model.config import Config
+from mpistream.model.errors import SourceError
+from mpistream.model.scan import CountingParameters, Durability, ScanRecord
+from mpistream.pipeline.counting_files import count_source
+from mpistream.pipeline.source_frames import record_of_source
+
+COMM = MPI.COMM_WORLD
+
+
+def prepare(source: str, output: str) -> tuple[Config, ScanRecord]:
+    assert COMM.rank == 0
+    record, _ = record_of_source(source, 4, CountingParameters(sample_frames=10), output=output)
+    return Config(), record.model_copy(update={"durability": Durability.NONE})
+
+
+@contextmanager
+def watch(record: ScanRecord) -> Iterator[Callable[[str, dict[str, int]], None]]:
+    assert COMM.rank == 0
+    shown: list[tuple[str, dict[str, int]]] = []
+    yield lambda stage, progress: shown.append((stage, progress))
+    frames = [progress["frames"] for stage, progress in shown if stage == "counting"]
+    assert frames == sorted(frames)
+    assert frames[-1] == record.rows * record.columns
+    assert [stage for stage, _ in shown[-2:]] == ["gathering", "writing"]
+
+
+def fail(self: SimulatedSectorSource, block: int, block_frames: int, buffer: memoryview) -> int:
+    raise SourceError("the disk does not answer", "look after it")
+
+
+def main(source: str, output: str, failing_rank: str = "") -> None:
+    if failing_rank == str(COMM.rank):
+        SimulatedSectorSource.read_block = fail  # type: ignore[method-assign]
+    summary = count_source(lambda: prepare(source, output), watch)
+    assert (summary is not None) == (COMM.rank == 0)
+    if summary is not None:
+        print("counted", summary.counters.frames)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

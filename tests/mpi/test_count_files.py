@@ -1,0 +1,34 @@
+import pytest
+
+from mpistream.storage.verify import verify_dataset
+from tests.system.datasets import same_bytes
+
+PROGRAM = "tests.mpi.program_count_files"
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    from tests.mpi.launcher import run_mpi
+
+    path = tmp_path_factory.mktemp("count") / "one.h5"
+    run_mpi(1, PROGRAM, "sim:5x6?loss=0.05&first_frame=7&electrons=200", path)
+    return path
+
+
+def test_as_many_ranks_as_you_like(ranks, one_rank, tmp_path, run_mpi):
+    path = tmp_path / "scan.h5"
+    assert "counted 30" in run_mpi(ranks, PROGRAM, "sim:5x6?loss=0.05&first_frame=7&electrons=200", path)
+    assert same_bytes(path, one_rank)
+    assert verify_dataset(path).findings == ()
+
+
+def test_more_ranks_than_blocks(tmp_path, run_mpi):
+    assert "counted 6" in run_mpi(4, PROGRAM, "sim:2x3", tmp_path / "scan.h5")
+    assert verify_dataset(tmp_path / "scan.h5").findings == ()
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_rank_that_cannot_read_ends_the_job(tmp_path, run_mpi, failing):
+    with pytest.raises(AssertionError, match="the disk does not answer"):
+        run_mpi(3, PROGRAM, "sim:20x20", tmp_path / "scan.h5", failing, seconds=60)
+    assert list(tmp_path.iterdir()) == []
