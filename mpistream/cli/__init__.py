@@ -50,6 +50,7 @@ class _Group(click.Group):
         "produce": "mpistream.cli.processes",
         "aggregate": "mpistream.cli.processes",
         "consume": "mpistream.cli.processes",
+        "camera": "mpistream.cli.camera",
         "bench": "mpistream.cli.bench",
         "doctor": "mpistream.cli.doctor",
     },

@@ -58,6 +58,7 @@ ONLY_IN: dict[str, set[str]] = {
     "etcd3": {"control.etcd_client"},
     "grpc": {"control.etcd_client", "control.watch"},
     "zmq": {"transport.sockets"},
+    "msgpack": {"acquisition.camera_messages"},
     "h5py": {"storage", "acquisition.simulation_truth"},
     "mpi4py": {
         "reduction.gather",
