@@ -31,12 +31,13 @@ class HeldBlock:
 class SendWindow:
     """The blocks in memory, ``blocks`` of them at most, and the buffers that they lie in.
 
-    A buffer is used again once nobody reads it any more. Sends do not copy, so ZeroMQ may still hold one whose block
-    was sent twice; such a buffer is left to it.
+    ``held_elsewhere``: how many blocks in the same room others hold. A buffer is used again once nobody reads it any
+    more. Sends do not copy, so ZeroMQ may still hold one whose block was sent twice; such a buffer is left to it.
     """
 
     def __init__(self, blocks: int, block_bytes: int) -> None:
         self.blocks = blocks
+        self.held_elsewhere: Callable[[], int] = lambda: 0
         self._block_bytes = block_bytes
         self._free: list[memoryview] = []
         self._held: dict[int, HeldBlock] = {}
@@ -46,7 +47,7 @@ class SendWindow:
 
     @property
     def has_room(self) -> bool:
-        return len(self._held) < self.blocks
+        return len(self._held) + self.held_elsewhere() < self.blocks
 
     @property
     def limit_bytes(self) -> int:

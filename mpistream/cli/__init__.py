@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
         "aggregate": "mpistream.cli.processes",
         "consume": "mpistream.cli.processes",
         "count": "mpistream.cli.count",
+        "camera": "mpistream.cli.camera",
         "bench": "mpistream.cli.bench",
         "doctor": "mpistream.cli.doctor",
     },

@@ -165,6 +165,14 @@ def _as_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of ``tcp://HOST:PORT``. Raises ConfigError."""
+    match = re.fullmatch(r"tcp://([^:/\s]+):(\d{1,5})", address)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise ConfigError(f"{address!r} is no address to listen at", "write tcp://HOST:PORT, for instance tcp://*:5560")
+    return match[1], int(match[2])
+
+
 def load_config(path: Path | None, **overrides: Any) -> Config:
     """The configuration file with this command line's values; ``stream__block_frames=4`` sets [stream] block_frames."""
     return Config.load(path, {name.replace("__", "."): value for name, value in overrides.items()})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mpistream.cli.options import config_option, load_config
+from mpistream.cli.options import config_option, host_and_port, load_config
 from mpistream.model.geometry import SECTORS
 
 host_option = click.option("--host", help="Address that the sockets bind, instead of [network] host.")
@@ -22,11 +22,30 @@ etcd_option = click.option(
 @click.option(
     "--sector", required=True, type=click.IntRange(0, SECTORS - 1), help="The sector that this producer sends."
 )
-def produce(config: Path | None, etcd: tuple[str, ...], sector: int) -> None:
-    """A producer: reads one sector of each scan that is announced, and sends it. Run one for each of the 4 sectors."""
+@click.option("--camera", metavar="tcp://HOST:PORT", help="Address at which the camera's processes push this sector.")
+@click.option("--camera-layout", type=click.Choice(["4", "5"]), help="Raw format of what the camera pushes.")
+@click.option("--frames-per-position", type=int, help="Successive frames of the camera at one scan position.")
+def produce(
+    config: Path | None,
+    etcd: tuple[str, ...],
+    sector: int,
+    camera: str | None,
+    camera_layout: str | None,
+    frames_per_position: int | None,
+) -> None:
+    """A producer: reads one sector of each scan that is announced, and sends it. Run one for each of the 4 sectors.
+
+    With --camera it also takes what the camera's own processes push, and announces it as scans of the open session.
+    """
     from mpistream.pipeline.producing.producer import run_producer
 
-    run_producer(load_config(config, etcd__endpoints=list(etcd) or None), sector)
+    loaded = load_config(
+        config,
+        etcd__endpoints=list(etcd) or None,
+        camera__layout=int(camera_layout) if camera_layout else None,
+        camera__frames_per_position=frames_per_position,
+    )
+    run_producer(loaded, sector, host_and_port(camera) if camera is not None else None)
 
 
 @click.command()

@@ -91,6 +91,13 @@ class StreamConfig(_Section):
         return self
 
 
+class CameraConfig(_Section):
+    layout: Literal[4, 5] = Field(default=5, description="version of the raw format that the sectors' pixels have")
+    frames_per_position: int = Field(default=1, ge=1, le=0xFFFF, description="successive frames at one scan position")
+    silence_seconds: float = Field(default=2.0, ge=0.1, description="after so long without a message a scan has ended")
+    reorder_frames: int = Field(default=1024, ge=1, description="how far a frame may come behind the newest one")
+
+
 class AggregatorConfig(_Section):
     name: str = "aggregator"
     data_port: int = Field(default=0, ge=0, le=65535, description="0 takes any free port")
@@ -160,6 +167,7 @@ class Config(_Section):
     etcd: EtcdConfig = EtcdConfig()
     network: NetworkConfig = NetworkConfig()
     stream: StreamConfig = StreamConfig()
+    camera: CameraConfig = CameraConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     journal: JournalConfig = JournalConfig()
     ranks: RanksConfig = RanksConfig()

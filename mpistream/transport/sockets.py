@@ -76,6 +76,22 @@ class Sockets:
         socket.connect(endpoint)
         return DataOutlet(socket)
 
+    def camera_inlet(self, host: str, port: int, most_waiting: int) -> "DataInlet":
+        """Where the camera's own processes push: pairs of a header and the pixels of a sector.
+
+        ``most_waiting`` messages of each peer wait here; further ones wait where they come from.
+        """
+        socket = self._socket(zmq.PULL)
+        socket.setsockopt(zmq.RCVHWM, most_waiting)
+        return DataInlet(socket, self._bind(socket, host, port))
+
+    def camera_outlet(self, endpoint: str, most_waiting: int) -> "CameraOutlet":
+        """As the camera pushes to such an inlet; ``most_waiting`` messages wait until they can be sent."""
+        socket = self._socket(zmq.PUSH, read=False)
+        socket.setsockopt(zmq.SNDHWM, most_waiting)
+        socket.connect(endpoint)
+        return CameraOutlet(socket)
+
     def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
         socket = self._socket(zmq.ROUTER, heartbeat=True)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -149,9 +165,9 @@ class DataInlet:
         self._socket = socket
         self.endpoint = endpoint
 
-    def receive(self) -> Iterator[tuple[bytes, memoryview]]:
+    def receive(self, most: int = _BATCH) -> Iterator[tuple[bytes, memoryview]]:
         """The blocks that have arrived, at most a batch of them, without waiting."""
-        for _ in range(_BATCH):
+        for _ in range(most):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -170,6 +186,26 @@ class DataOutlet:
 
     def send(self, header: bytes, payload: memoryview | bytes) -> None:
         self.socket.send_multipart([header, payload], copy=False)
+
+
+class CameraOutlet:
+    """Where somebody in the camera's place pushes."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+
+    def send(self, header: bytes, pixels: bytes, timeout_seconds: float) -> bool:
+        """False where nobody has taken it in time."""
+        self._socket.setsockopt(zmq.SNDTIMEO, int(timeout_seconds * 1000))
+        try:
+            self._socket.send_multipart([header, pixels])
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self, timeout_seconds: float) -> None:
+        """What waits still has so long to go out."""
+        self._socket.close(linger=int(timeout_seconds * 1000))
 
 
 class AnswerInlet:

@@ -7,6 +7,7 @@ from mpistream.control.coordination import Change
 from mpistream.control.registry import AggregatorEntry
 from mpistream.model.job_share import JobShare
 from mpistream.model.routing_table import RoutingTable
+from mpistream.pipeline.producing.camera_scans import Opening
 
 
 class Stop(NamedTuple):
@@ -27,6 +28,19 @@ class Aggregators(NamedTuple):
     entries: list[AggregatorEntry]
 
 
+class CameraChange(NamedTuple):
+    """Of a scan that the camera announced by sending it."""
+
+    change: Change
+
+
+class CameraRefusal(NamedTuple):
+    """Why a scan of the camera was not announced."""
+
+    opening: Opening
+    reason: str
+
+
 class CaughtUp(NamedTuple):
     """What etcd said when it was asked for the ``question``-th time."""
 
@@ -35,4 +49,4 @@ class CaughtUp(NamedTuple):
     shares: dict[UUID, dict[str, JobShare]]
 
 
-News = Stop | ScanChange | NewTable | Aggregators | CaughtUp
+News = Stop | ScanChange | NewTable | Aggregators | CameraChange | CameraRefusal | CaughtUp

@@ -12,9 +12,11 @@ from pathlib import Path
 from uuid import UUID
 
 from mpistream.acquisition.spill import remove_spill, spilled_scans
+from mpistream.control.camera_registry import CameraRegistry
 from mpistream.control.coordination import Change, Registration
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.scan_facts import ScanFacts
+from mpistream.control.session_registry import SessionRegistry
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.fault_points import reach
@@ -23,8 +25,25 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import SectorEnd
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
+from mpistream.pipeline.producing.camera_intake import MOST_WAITING_MESSAGES, CameraIntake
+from mpistream.pipeline.producing.camera_scans import (
+    CameraAnnouncer,
+    CameraScans,
+    CountingOf,
+    counting_of_session,
+    is_of_camera,
+)
 from mpistream.pipeline.producing.links import ProducerLinks
-from mpistream.pipeline.producing.news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
+from mpistream.pipeline.producing.news import (
+    Aggregators,
+    CameraChange,
+    CameraRefusal,
+    CaughtUp,
+    News,
+    NewTable,
+    ScanChange,
+    Stop,
+)
 from mpistream.pipeline.producing.scan_book import ScanBook
 from mpistream.pipeline.producing.sector_stream import SectorStream
 from mpistream.pipeline.producing.stop_detector import StopDetector
@@ -39,8 +58,14 @@ _IDLE_TURN_SECONDS = 1.0
 _STATUS_SECONDS = 1.0
 
 
-def run_producer(config: Config, sector: int) -> None:
-    """Serves scan after scan until it is told to end. The producer's id is its sector."""
+def run_producer(
+    config: Config, sector: int, camera: tuple[str, int] | None = None, counting_of: CountingOf = counting_of_session
+) -> None:
+    """Serves scan after scan until it is told to end. The producer's id is its sector.
+
+    ``camera``: the host and port at which the camera's own processes push this sector; ``counting_of``: how the scans
+    that they announce thereby are counted.
+    """
     news: Mailbox[News] = Mailbox()
     on_termination(lambda: news.put(Stop()))
     entry = ProducerEntry(sector, sector, socket.gethostname(), os.getpid(), new_incarnation())
@@ -65,8 +90,18 @@ def run_producer(config: Config, sector: int) -> None:
             registry.watch_scans(lambda change: news.put(ScanChange(change))),
         ):
             closing.callback(watch.close)
+        intake = None
+        if camera is not None:
+            inlet = sockets.camera_inlet(*camera, MOST_WAITING_MESSAGES)
+            camera_registry = CameraRegistry(etcd)
+            scans = CameraScans(config, SessionRegistry(etcd), camera_registry, counting_of)
+            on_refusal = lambda opening, reason: news.put(CameraRefusal(opening, reason))  # noqa: E731
+            intake = CameraIntake(config, sector, inlet, CameraAnnouncer(scans, sector, courier, on_refusal))
+            closing.callback(intake.close)
+            closing.callback(camera_registry.watch(lambda change: news.put(CameraChange(change))).close)
+            _log.info("the camera pushes sector %d to %s", sector, inlet.endpoint)
         _log.info("producer of sector %d waits for scans", sector)
-        Producer(config, entry, registry, registration, courier, detector, sockets, news).serve()
+        Producer(config, entry, registry, registration, courier, detector, sockets, news, intake).serve()
 
 
 @dataclass
@@ -81,6 +116,7 @@ class Producer:
     detector: StopDetector
     sockets: Sockets
     news: Mailbox[News]
+    camera: CameraIntake | None = None
     links: ProducerLinks = field(init=False)
     book: ScanBook = field(init=False)
     _streams: dict[UUID, SectorStream] = field(default_factory=dict)
@@ -103,15 +139,15 @@ class Producer:
         try:
             while not self._stopping:
                 if not self.turn():
-                    turn_seconds = _TURN_SECONDS if self._streams else _IDLE_TURN_SECONDS
-                    self.sockets.wait(min(turn_seconds, self._seconds_until_capture()))
+                    self.sockets.wait(self._seconds_until_turn())
         finally:
             for uid in list(self._streams):
                 self._close(uid)
 
     def turn(self) -> bool:
-        """One step of everything; False where nothing could be sent."""
+        """One step of everything; False where nothing could be sent, and nothing came from the camera."""
         self._take_news()
+        has_received = self.camera is not None and self._take_from(self.camera)
         self._follow_scans()
         self._take_answers()
         for uid, stream in list(self._streams.items()):
@@ -119,7 +155,17 @@ class Producer:
         current = self._current()
         has_sent = current is not None and self._guarded(current, self._streams[current].send_next)
         self._say_status(current)
-        return has_sent
+        return has_sent or has_received
+
+    def _take_from(self, camera: CameraIntake) -> bool:
+        """Messages of the camera in; False where there was none."""
+        camera.follow(self.book)
+        has_received = camera.receive()
+        for record in camera.to_prepare(self.book):
+            self._guarded(record.uid, partial(camera.prepare, record))
+        camera.look_for_ends()
+        camera.capture()
+        return has_received
 
     # news from etcd
 
@@ -134,6 +180,12 @@ class Producer:
                     self._adopt(table)
                 case Aggregators(entries):
                     self._choose_aggregator(entries)
+                case CameraChange(change):
+                    if self.camera is not None:
+                        self.camera.take_change(change)
+                case CameraRefusal(opening, reason):
+                    if self.camera is not None:
+                        self.camera.refused(opening, reason)
                 case CaughtUp():
                     self._catch_up(item)
 
@@ -172,8 +224,13 @@ class Producer:
             self._close(uid)
         self._given_up -= self.book.over
         for facts in served:
-            if facts.uid not in self._streams and facts.uid not in self._given_up:
+            if facts.uid not in self._streams and facts.uid not in self._given_up and self._is_there(facts):
                 self._guarded(facts.uid, partial(self._open, facts))
+
+    def _is_there(self, facts: ScanFacts) -> bool:
+        """Whether the camera's part in the scan, if there is one, has told of it."""
+        assert facts.record is not None
+        return self.camera is None or not is_of_camera(facts.record) or self.camera.has(facts.uid)
 
     def _open(self, facts: ScanFacts) -> bool:
         uid = facts.uid
@@ -184,7 +241,7 @@ class Producer:
             self.courier.do(lambda: self._write_end(uid, end))
 
         self._streams[uid] = SectorStream.open(
-            self.config, self.entry, facts, self.links, write_end, is_resumed=uid in self._resumed
+            self.config, self.entry, facts, self.links, write_end, uid in self._resumed, self.camera
         )
         return True
 
@@ -280,8 +337,12 @@ class Producer:
 
     # for people
 
-    def _seconds_until_capture(self) -> float:
-        return min((stream.sender.supply.seconds_until_capture() for stream in self._streams.values()), default=60.0)
+    def _seconds_until_turn(self) -> float:
+        """How long nothing is to be done unless something comes."""
+        captures = (stream.sender.supply.seconds_until_capture() for stream in self._streams.values())
+        turn_seconds = _TURN_SECONDS if self._streams else _IDLE_TURN_SECONDS
+        look_seconds = self.camera.seconds_until_look if self.camera is not None else _IDLE_TURN_SECONDS
+        return min(turn_seconds, look_seconds, *captures)
 
     def _say_status(self, current: UUID | None) -> None:
         """Of the scan whose blocks go out, once a second."""
@@ -292,6 +353,8 @@ class Producer:
         status: dict[str, int | str] = {"scan": "", "sector": self.entry.sector, "table": self.entry.table}
         if current in self._streams:
             status |= self._streams[current].sender.status()
+        if self.camera is not None:
+            status |= self.camera.status()
         for stream in self._streams.values():
             stream.report_losses()
         name = str(self.entry.producer_id)

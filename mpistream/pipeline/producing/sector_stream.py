@@ -14,10 +14,12 @@ from mpistream.control.registry import ProducerEntry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.config import Config
-from mpistream.model.errors import ConfigError
+from mpistream.model.errors import ConfigError, SourceError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord, SectorEnd
+from mpistream.pipeline.producing.camera_intake import CameraIntake
+from mpistream.pipeline.producing.camera_scans import is_of_camera
 from mpistream.pipeline.producing.links import ProducerLinks, ScanOutlets
 
 _log = logging.getLogger(__name__)
@@ -43,18 +45,14 @@ class SectorStream:
         links: ProducerLinks,
         write_end: Callable[[SectorEnd], None],
         is_resumed: bool,
+        camera: CameraIntake | None = None,
     ) -> "SectorStream":
-        """Raises SourceError, ConfigError."""
+        """``camera`` has what the camera sends to this producer. Raises SourceError, ConfigError."""
         record = facts.record
         assert record is not None
         assert facts.status is not None
         check_window(config, record)
-        source = open_source(record.source, entry.sector, _streaming_since(record, facts.status))
-        try:
-            supply = _supply(config, record, source)
-        except BaseException:
-            source.close()
-            raise
+        source, supply = _opened(config, entry.sector, record, facts.status, camera)
         outlets = links.open(record.direct)
         sender = SectorSender(
             record,
@@ -101,7 +99,7 @@ class SectorStream:
         if (dropped, lost) != self._reported:
             self._reported = dropped, lost
             _log.warning(
-                "scan %s, sector %d: %d blocks dropped for want of room, %d frames written over before they were read",
+                "scan %s, sector %d: %d blocks dropped for want of room, %d frames not there when they were read",
                 self.sender.record.uid,
                 self.sender.source.sector,
                 dropped,
@@ -112,6 +110,24 @@ class SectorStream:
         """``is_over``: the scan has ended; otherwise only this process."""
         self.links.close(self.outlets)
         self.sender.supply.close(is_over)
+
+
+def _opened(
+    config: Config, sector: int, record: ScanRecord, status: ScanStatus, camera: CameraIntake | None
+) -> tuple[SectorSource, BlockSupply]:
+    if is_of_camera(record):
+        if camera is None:
+            raise SourceError(
+                f"the producer of sector {sector} does not listen to the camera",
+                "start all four with --camera: mpistream produce --sector N --camera tcp://HOST:PORT",
+            )
+        return camera.stream(record)
+    source = open_source(record.source, sector, _streaming_since(record, status))
+    try:
+        return source, _supply(config, record, source)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _supply(config: Config, record: ScanRecord, source: SectorSource) -> BlockSupply:
