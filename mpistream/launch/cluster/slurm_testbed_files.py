@@ -112,8 +112,8 @@ class SlurmFolder:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For Slurm's commands. The mark goes into the jobs, too: the testbed's end finds them by it."""
-        return {"SLURM_CONF": str(self.configuration), **self._mark}
+        """For Slurm's commands."""
+        return {"SLURM_CONF": str(self.configuration)}
 
     def make(self, description: SlurmDescription, port: int) -> None:
         """Everything that Slurm needs there, and nothing of an earlier one. Raises MpistreamError for a long path."""
@@ -126,7 +126,8 @@ class SlurmFolder:
             (self.path / name).mkdir(parents=True)
         self.key.touch(mode=0o600)
         self.key.write_bytes(os.urandom(1024))
-        self._write_task_prolog(RANK_ENVIRONMENT | ({} if description.own_mounts else _WITHOUT_OWN_MOUNTS))
+        own_mounts = {} if description.own_mounts else _WITHOUT_OWN_MOUNTS
+        self._write_task_prolog({**RANK_ENVIRONMENT, **own_mounts, **self._mark})
         self.configuration.write_text(self._configuration(description, port))
         (self.path / "mpi.conf").write_text(_MPI_CONFIGURATION)
         (self.path / "testbed.json").write_text(json.dumps(asdict(description), indent=2) + "\n")
