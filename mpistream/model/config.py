@@ -196,13 +196,15 @@ class Config(_Section):
                 ) from error
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path} is not valid TOML: {error}", "mend the line named above") from error
-        for dotted, value in (overrides or {}).items():
+        overrides = overrides or {}
+        for dotted, value in overrides.items():
             if value is not None:
                 section, _, key = dotted.rpartition(".")
                 target = values.setdefault(section, {}) if section else values
                 if isinstance(target, dict):  # anything else is refused below
                     target[key] = value
-                    if other := _INSTEAD_OF.get(dotted):
+                    other = _INSTEAD_OF.get(dotted, "")
+                    if overrides.get(f"{section}.{other}") is None:
                         target.pop(other, None)
         try:
             return cls.model_validate(values)

@@ -74,6 +74,7 @@ def test_a_file_changes_only_what_it_names(load) -> None:
         ("[etcd]\nendpoints = ['somewhere']", ["etcd.endpoints", "'somewhere' is not host:port"]),
         ("[etcd]\nendpoints = ['a:1', 'http://b:2']", ["etcd.endpoints", "'http://b:2' is not host:port"]),
         ("[etcd]\nendpoints = ['host:99999']", ["etcd.endpoints", "99999"]),
+        ("[network]\nhost = '10.0.0.1'\ninterface = 'hsn0'", ["network", "leave one out"]),
         ("[etcd]\ntimeout_seconds = 0", ["etcd.timeout_seconds", "0"]),
         ("[ranks]\nparallel_hdf5 = 'no'", ["ranks.parallel_hdf5", "'no'"]),
         ("[ranks]\ngather_round_bytes = 2147483648", ["ranks.gather_round_bytes"]),
@@ -160,6 +161,15 @@ def test_options_go_before_the_file(load) -> None:
     config = load(text, {"etcd.lease_seconds": 9, "etcd.timeout_seconds": None, "network.host": "10.0.0.1"})
     assert (config.etcd.lease_seconds, config.etcd.timeout_seconds) == (9, 2.0)
     assert config.network.host == "10.0.0.1"
+
+
+@pytest.mark.parametrize(("given", "other"), [("host", "interface"), ("interface", "host")])
+def test_a_host_takes_the_place_of_an_interface_and_the_other_way_round(load, given: str, other: str) -> None:
+    config = load(f"[network]\n{other} = 'from-the-file'", {f"network.{given}": "option", f"network.{other}": None})
+    assert (getattr(config.network, given), getattr(config.network, other)) == ("option", None)
+    assert load(config.to_toml(), {}) == config
+    with pytest.raises(ConfigError, match="leave one out"):
+        load("", {"network.host": "10.0.0.1", "network.interface": "hsn0"})
 
 
 def test_a_wrong_option_is_named() -> None:

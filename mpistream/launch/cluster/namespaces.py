@@ -94,21 +94,26 @@ class Network:
         return self
 
     def add(self, name: str) -> None:
-        """Makes the host, which is not there or was killed."""
-        assert self._switch is not None, "the network is not there"
+        """Makes the host, which is not there or was killed. Raises MpistreamError; then it is not there."""
         kinds = ["--net"]
         if self._whole:
             kinds += ["--uts", "--ipc"]
         if self.own_mounts:
             kinds += ["--mount", "--pid", "--fork", "--kill-child"]
-        self._holders[name] = holder = _hold(kinds)
+        self._holders[name] = _hold(kinds)
+        try:
+            self._connect(name)
+        except BaseException:
+            self.kill(name)
+            raise
+
+    def _connect(self, name: str) -> None:
+        assert self._switch is not None, "the network is not there"
         switch, inside, port = _inside(self._switch, "net"), self.entering(name), self._port(name)
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(MpistreamError):
             _run(*switch, "ip", "link", "del", port)  # the kernel may still be removing that of a killed host
-        _run(
-            *(*switch, "ip", "link", "add", port, "type", "veth"),
-            *("peer", "name", INTERFACE, "netns", str(holder.pid)),
-        )
+        peer = ["peer", "name", INTERFACE, "netns", str(self._holders[name].pid)]
+        _run(*switch, "ip", "link", "add", port, "type", "veth", *peer)
         _run(*switch, "ip", "link", "set", port, "master", "switch", "up")
         if self._whole:
             _run(*inside, "hostname", name)
@@ -153,7 +158,7 @@ class Network:
         for name in list(self._holders):
             self.kill(name)
         if self._switch is not None:
-            with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(MpistreamError):
                 _run("ip", "link", "del", self._link)
             _end(self._switch)
             self._switch = None
@@ -237,4 +242,11 @@ def _members(namespace: str) -> list[int]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_START_SECONDS)
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_START_SECONDS)
+    except subprocess.CalledProcessError as error:
+        raise MpistreamError(
+            f"{' '.join(command)}: {error.stderr.strip()}", "see whether root may do that here"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MpistreamError(f"{' '.join(command)} did not end within {_START_SECONDS:g} s") from None

@@ -1,7 +1,7 @@
 """The folder of a Slurm testbed: what lies in it, and the configuration of its Slurm.
 
 mpistream.toml, logs/, ...      as in every testbed's folder
-slurm/slurm.conf                with SLURM_CONF=that Slurm's commands speak to this Slurm
+slurm/slurm.conf, mpi.conf      with SLURM_CONF=slurm.conf Slurm's commands speak to this Slurm
 slurm/testbed.json              its nodes
 slurm/completed-jobs.txt        a line per job that has ended, by Slurm
 slurm/killed/NODE               the node is to stay dead
@@ -26,9 +26,11 @@ NODE_SILENT_SECONDS = 20
 #: So many processor cores each node pretends to have.
 NODE_CPUS = 8
 
-#: What MPI ranks need in their environment on a testbed's nodes; the testbed's task prolog gives it to every task.
-#: Each node has shared memory of its own where mounting is permitted, and not elsewhere; TCP does everywhere.
-RANK_ENVIRONMENT = {**MPI_ENVIRONMENT, "OMPI_MCA_btl": "tcp,self", "HDF5_USE_FILE_LOCKING": "FALSE"}
+#: What MPI ranks need in their environment on a testbed's nodes. Slurm's task prolog gives it to every task there, so
+#: that batch scripts need not.
+RANK_ENVIRONMENT = {**MPI_ENVIRONMENT, "HDF5_USE_FILE_LOCKING": "FALSE"}
+#: Where nodes share this machine's /dev/shm, OpenMPI's transport through shared memory crashes.
+_WITHOUT_OWN_MOUNTS = {"OMPI_MCA_btl": "tcp,self"}
 
 _LONGEST_SOCKET = 100  # bytes of a socket's path, of which the kernel takes 107
 
@@ -71,6 +73,11 @@ NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} Th
 PartitionName=testbed Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
+_MPI_CONFIGURATION = """\
+# The other kind of fence, a tree, lets some ranks out of MPI_Init before all are in (Slurm 22.05, one start in 15).
+PMIxCollFence=ring
+"""
+
 
 @dataclass(frozen=True)
 class SlurmDescription:
@@ -105,8 +112,8 @@ class SlurmFolder:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For Slurm's commands. The mark goes into the jobs, too: the testbed's end finds them by it."""
-        return {"SLURM_CONF": str(self.configuration), **self._mark}
+        """For Slurm's commands."""
+        return {"SLURM_CONF": str(self.configuration)}
 
     def make(self, description: SlurmDescription, port: int) -> None:
         """Everything that Slurm needs there, and nothing of an earlier one. Raises MpistreamError for a long path."""
@@ -119,8 +126,10 @@ class SlurmFolder:
             (self.path / name).mkdir(parents=True)
         self.key.touch(mode=0o600)
         self.key.write_bytes(os.urandom(1024))
-        self._write_task_prolog(RANK_ENVIRONMENT)
+        own_mounts = {} if description.own_mounts else _WITHOUT_OWN_MOUNTS
+        self._write_task_prolog({**RANK_ENVIRONMENT, **own_mounts, **self._mark})
         self.configuration.write_text(self._configuration(description, port))
+        (self.path / "mpi.conf").write_text(_MPI_CONFIGURATION)
         (self.path / "testbed.json").write_text(json.dumps(asdict(description), indent=2) + "\n")
 
     def _configuration(self, description: SlurmDescription, port: int) -> str:
