@@ -23,7 +23,7 @@ FAULT_TRIALS ?= 40
 FAULT_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
 
-.PHONY: help setup demo test lint fuzz faults format clean
+.PHONY: help setup demo test lint fuzz faults jobs format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -56,6 +56,9 @@ faults: setup ## kills, cut links, full disks while scans stream: FAULT_TRIALS k
 	@mkdir -p build
 	@$(BIN)/python -m tests.faults campaign --trials $(FAULT_TRIALS) --seed $(FAULT_SEED) --json build/faults.json; \
 	    campaign=$$?; $(BIN)/python -m tests.faults soak --json build/soak.json && exit $$campaign
+
+jobs: setup ## jobs/MODE.sh anew, from the templates
+	@$(BIN)/mpistream job plain jobs
 
 format: setup ## rewrites the sources as ruff wants them
 	$(BIN)/ruff check --fix .

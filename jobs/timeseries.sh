@@ -26,9 +26,9 @@
 #SBATCH --output=/pscratch/sd/u/USER/mpistream-timeseries-SESSION-%j.log
 #SBATCH --open-mode=append
 # Ahead of the time limit the job is told (B: this script, not the ranks); the loss of a node does not end it.
-#SBATCH --signal=B:USR1@180
+#SBATCH --signal=B:USR1@300
 #SBATCH --no-kill
-#SBATCH --no-requeue
+#SBATCH --requeue
 
 # ---- What this job does: edit here ------------------------------------------------------------------------------
 
@@ -96,8 +96,11 @@ ranks=(
 # ---- The runner -------------------------------------------------------------------------------------------------
 
 # From here on this process is the runner: it starts the ranks, starts them again without a node that has failed, and
-# hears from Slurm when the time is nearly up.
+# hears from Slurm when the time is nearly up. A scan in hand then has so many seconds to end:
+finish_seconds=240
+
 exec "$mpistream" job run timeseries --session "$session" \
     --config "$config" \
+    --finish-seconds "$finish_seconds" --requeue \
     "${options[@]}" \
     -- "${ranks[@]}"

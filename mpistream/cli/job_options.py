@@ -69,6 +69,7 @@ def _reference(flag: str, text: str) -> click.Option:
     return click.Option([flag], metavar="FILE|ref:NAME", help=text)
 
 
+_OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace what is there, once all of it is written.")
 _NAME = click.Option(["--name"], required=True, metavar="NAME", help="The name under which later scans use it.")
 _DARK = _reference("--dark", "Dark reference to subtract.")
 
@@ -77,6 +78,7 @@ OF_MODE: dict[Mode, list[click.Option]] = {
     Mode.SINGLE: [
         _source(),
         _output("FILE.h5"),
+        _OVERWRITE,
         _DARK,
         _reference("--pixel-mask", "Bad pixels."),
         _reference("--thresholds", "Thresholds of an earlier scan."),
@@ -91,20 +93,27 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         click.Option(["--scans"], type=click.IntRange(1), required=True, help="How many."),
         click.Option(["--interval"], type=click.FloatRange(0), help="Seconds from one's beginning to the next's."),
         _output("FILE.h5|DIR", required=True),
+        _OVERWRITE,
         click.Option(["--join/--each"], default=True, show_default=True, help="One dataset for all, or one for each."),
     ],
     Mode.TOMOGRAPHY: [
         _source("SOURCE", required=True),
         click.Option(["--tilts"], required=True, metavar="START:STOP:STEP|LIST", help="Angles in degrees."),
         _output("DIR", required=True),
+        _OVERWRITE,
     ],
-    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS", required=True), _output("FILE.h5", required=True)],
+    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS", required=True), _output("FILE.h5", required=True), _OVERWRITE],
     Mode.REPLAY: [
         _source("files:DIR|raw:FILE.h5", required=True),
         click.Option(["--rate"], type=click.FloatRange(0, min_open=True), help="Frames per second."),
         _output("FILE.h5", required=True),
+        _OVERWRITE,
     ],
-    Mode.FILEBASED: [_source("files:[HOST:]DIR", required=True, multiple=True), _output("FILE.h5", required=True)],
+    Mode.FILEBASED: [
+        _source("files:[HOST:]DIR", required=True, multiple=True),
+        _output("FILE.h5", required=True),
+        _OVERWRITE,
+    ],
     Mode.BENCHMARK: [
         click.Option(["--scan"], required=True, metavar="ROWSxCOLS", help="Shape of each scan."),
         click.Option(["--repeat"], type=click.IntRange(1), help="How many scans."),

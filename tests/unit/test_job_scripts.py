@@ -104,7 +104,7 @@ def test_what_is_asked_for_stands_in_the_lines_of_sbatch() -> None:
         "chdir": "/data/jobs",
         "output": "/data/jobs/mpistream-live-tuesday-%j.log",
         "open-mode": "append",
-        "signal": "B:USR1@180",
+        "signal": "B:USR1@300",
         "no-kill": "",
         "requeue": "",
     }
@@ -126,10 +126,14 @@ def test_a_profile_says_what_the_request_leaves_open(tmp_path: Path) -> None:
 
 
 @MODES
-def test_only_live_jobs_wait_once_more(mode: Mode) -> None:
-    assert ("requeue" in directives(script(request(mode)))) == (mode is Mode.LIVE)
-    assert "requeue" in directives(script(request(mode, requeue=True)))
-    assert "no-requeue" in directives(script(request(mode, requeue=False)))
+def test_jobs_that_go_on_where_they_were_wait_once_more(mode: Mode) -> None:
+    goes_on = mode in (Mode.LIVE, Mode.SINGLE, Mode.TIMESERIES, Mode.TOMOGRAPHY)
+    for asked, expected in ((None, goes_on), (True, True), (False, False)):
+        text = script(request(mode, requeue=asked))
+        assert ("requeue" in directives(text)) == expected
+        assert ("no-requeue" in directives(text)) == (not expected)
+        runner = text.partition("\nexec ")[2]  # knows it, too
+        assert ("--requeue" if expected else "--no-requeue") in runner.split()
 
 
 def test_a_folder_with_spaces_and_percent_signs_is_quoted_for_slurm() -> None:
@@ -151,7 +155,7 @@ def test_a_folder_with_spaces_and_percent_signs_is_quoted_for_slurm() -> None:
         ({"nodes": 4000}, "more rank groups than nodes: 4000 nodes asked for, perlmutter gives 3072", "--nodes 3072"),
         ({"tasks_per_node": 257}, "257 ranks on a node with 256", "--tasks-per-node 256"),
         ({"qos": "debug", "time_seconds": 1801}, "00:30:01, but qos debug .* 00:30:00 at most", "another --qos"),
-        ({"time_seconds": 479}, "00:07:59 is too short for one scan: 300 s .* 180 s", "--time 00:08:00 or more"),
+        ({"time_seconds": 599}, "00:09:59 is too short for one scan: 300 s .* 300 s", "--time 00:10:00 or more"),
         ({"config": None}, "a live job needs the deployment's configuration", "--config FILE"),
     ],
 )
@@ -246,6 +250,7 @@ def test_a_script_becomes_the_runner_with_its_options_word_for_word(tmp_path: Pa
     own, _, step = done.stdout.partition("\n--\n")
     assert own.splitlines() == [
         *("job", "run", "single", "--session", "tuesday", "--config", str(config)),
+        *("--finish-seconds", "30", "--requeue"),
         *("--source", "files:/data/a scan", "--output", str(output), "--dark", "ref:tuesday"),
         *("--background", "44.5", "--xray", "1500", "--centroids"),
     ]
@@ -272,7 +277,9 @@ def test_the_options_of_modes_without_files(
     assert done.stderr == ""
     words = done.stdout.partition("\n--\n")[0].splitlines()
     assert words[:2] + words[2:3] == ["job", "run", mode]
-    assert words[words.index("--config") + 2 :] == options
+    own = words[words.index("--config") + 2 :]
+    assert own[:2] == ["--finish-seconds", "30"]
+    assert own[3:] == options
 
 
 @pytest.mark.parametrize(
@@ -297,7 +304,9 @@ def test_the_options_of_modes_with_files(
     done = run_script(script(asked, "testbed"), tmp_path)
     assert done.stderr == ""
     words = done.stdout.partition("\n--\n")[0].splitlines()
-    assert words[words.index("--config") + 2 :] == [word.format(output) for word in options]
+    own = words[words.index("--config") + 2 :]
+    assert own[:2] == ["--finish-seconds", "30"]
+    assert own[3:] == [word.format(output) for word in options]
 
 
 def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -> None:
@@ -315,7 +324,7 @@ def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -
     assert {path.name for path in copy.iterdir()} == {f"data_scan0000000001_module{number}.data" for number in (0, 1)}
     assert f"rm -r {copy}" in done.stdout
     told = done.stdout.partition("job\nrun\n")[2].splitlines()
-    assert told[:7] == ["filebased", "--session", "tuesday", "--source", f"files:{copy}", "--output", str(output)]
+    assert told[: told.index("--")] == ["filebased", "--session", "tuesday", "--finish-seconds", "30", "--no-requeue"]
     assert told[told.index("--") :][-6:] == [str(runner), "count", "--source", f"files:{copy}", "--output", str(output)]
 
 

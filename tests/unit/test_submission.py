@@ -46,6 +46,7 @@ class StandIn:
         self.path = f"{folder}:{os.environ['PATH']}"
         self.slurm = Slurm({"PATH": self.path})
         self.does("scontrol", "echo 'ClusterName             = beam'")
+        self.does("sinfo", 'for node in 1 2 3 4; do echo "c$node|8|normal*"; echo "g$node|64|gpu"; done')
         self.does("sbatch", "echo 42")
         self.does("scancel", ":")
 
@@ -152,6 +153,26 @@ def test_without_a_controller_nothing_is_written(stand_in: StandIn, registry: Se
     assert not plan.request.folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("profile", "nodes", "message"),
+    [
+        ("[nodes]\nhardware_threads = 8\n", 5, "more rank groups than nodes: 5 nodes asked for, Slurm has 4"),
+        ("[nodes]\nhardware_threads = 9\n", 2, "2 nodes of 9 CPUs asked for, Slurm has 0: 8 is the most"),
+        ("[nodes]\nhardware_threads = 65\n[scheduler]\npartition = 'gpu'\n", 1, "Slurm has 0: 64 is the most"),
+    ],
+)
+def test_slurm_is_asked_for_its_nodes_where_the_profile_does_not_know(
+    stand_in: StandIn, tmp_path: Path, profile: str, nodes: int, message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(profile)
+    plan = plan_job(request(folder=tmp_path / "jobs", nodes=nodes), load_site(str(path)))
+    with pytest.raises(ConfigError, match=message) as raised:
+        submit_job(plan, stand_in.slurm, None)
+    assert raised.value.remedy
+    assert not plan.request.folder.exists()
+
+
 def test_a_folder_that_cannot_be_made_is_named(stand_in: StandIn, registry: SessionRegistry, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plan = plan_job(request(folder=tmp_path / "file" / "jobs"), load_site("testbed"))
@@ -186,13 +207,13 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(
 def test_a_session_must_be_there_and_not_be_stopped(registry: SessionRegistry, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no session 'tuesday'") as raised:
         session_for(registry, "tuesday")
-    assert raised.value.remedy == "start it: mpistream session start tuesday"
+    assert raised.value.remedy == "start it: mpistream session start tuesday --datasets DIR"
     start_session(registry, tmp_path, "monday")
     start_session(registry, tmp_path, "wednesday")
     registry.stop_session("wednesday", SessionStop(since_unix_seconds=1.0, reason="the beam is gone"))
     with pytest.raises(ConfigError) as raised:
         session_for(registry, "tuesday")
-    assert raised.value.remedy == "take one of monday; or start it: mpistream session start tuesday"
+    assert raised.value.remedy == "take one of monday; or start it: mpistream session start tuesday --datasets DIR"
     with pytest.raises(ConfigError, match="'wednesday' is stopped: the beam is gone"):
         session_for(registry, "wednesday")
     assert session_for(registry, "monday").folder == str(tmp_path)

@@ -11,12 +11,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mpistream.launch.cluster.mode_options import ABOUT, PRODUCERS_HERE
+from mpistream.launch.cluster.mode_options import ABOUT, GOING_ON, PRODUCERS_HERE
 from mpistream.launch.cluster.site import Site, format_duration, jobs_folder
 from mpistream.model.errors import ConfigError
 from mpistream.model.session import NAME_PATTERN, Mode
 
 _DIRECTIVE_VALUE = re.compile(r"[A-Za-z0-9_.,:=+@/&|*()\[\]%?~-]+")
+
+#: What ending the MPI job, and the batch job, takes of the time between the signal and the time limit.
+_HANDOVER_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class JobPlan:
         return f"mpistream-{self.request.mode}-{self.request.session}"
 
     @property
+    def finish_seconds(self) -> int:
+        """What a scan in hand may still take once the job is told that its time is nearly up."""
+        return max(0, self.site.scheduler.signal_seconds - _HANDOVER_SECONDS)
+
+    @property
     def log(self) -> Path:
         return self.request.folder / f"{self.name}-%j.log"
 
@@ -84,8 +92,7 @@ def plan_job(request: JobRequest, site: Site) -> JobPlan:
         nodes=request.nodes or nodes.default,
         tasks_per_node=request.tasks_per_node or nodes.tasks_per_node,
         time_seconds=request.time_seconds or scheduler.time,
-        # only a live job goes on where it was: of the other modes a requeued job would begin anew
-        requeue=(scheduler.requeue and request.mode is Mode.LIVE) if request.requeue is None else request.requeue,
+        requeue=scheduler.requeue and request.mode in GOING_ON if request.requeue is None else request.requeue,
         mpistream=request.mpistream or site.software.mpistream or _own_command(),
     )
     _check_names(request)

@@ -28,6 +28,9 @@ ABOUT = {
 #: Modes whose producers and aggregator run in the job's own allocation.
 PRODUCERS_HERE = frozenset({Mode.REPLAY, Mode.BENCHMARK})
 
+#: Modes whose jobs, begun once more, go on where they were: the scans that they have announced are found again.
+GOING_ON = frozenset({Mode.LIVE, Mode.SINGLE, Mode.TIMESERIES, Mode.TOMOGRAPHY})
+
 #: Options that take a reference by its name, and what kind it must be of.
 REFERENCE_OPTIONS = {
     "dark": ReferenceKind.DARK,

@@ -67,9 +67,9 @@ class Scheduler(_Section):
     constraint: _Word = Field(default="", description="kind of node")
     reservation: _Word = Field(default="", description="unless --reservation says so")
     exclusive: bool = Field(default=True, description="whole nodes for the job alone")
-    requeue: bool = Field(default=True, description="a live job waits in the queue once more when its time is over")
+    requeue: bool = Field(default=True, description="with work left, a job waits in the queue once more")
     time: _Duration = Field(default=1800, description="time limit unless --time says so")
-    signal_seconds: int = Field(default=120, ge=10, le=65535, description="how long ahead of it the job is told")
+    signal_seconds: int = Field(default=180, ge=60, le=65535, description="how long ahead of it the job is told")
     directives: list[_Word] = Field(default=[], description="further options of sbatch: --licenses=scratch")
 
     @field_validator("directives")

@@ -101,6 +101,17 @@ class Slurm:
             )
         return program
 
+    def node_sizes(self, partition: str = "") -> dict[str, int]:
+        """The CPUs of every node of a partition, or of the default one, whatever its state: by its name."""
+        # the default partition has a star behind its name
+        answer = self.run("sinfo", "--noheader", "--Node", "--format=%N|%c|%P")
+        lines = [line.split("|") for line in answer.splitlines() if line.count("|") == 2]
+        return {
+            name: int(cpus)
+            for name, cpus, found in lines
+            if (found.strip().rstrip("*") == partition if partition else found.strip().endswith("*"))
+        }
+
     def run(self, command: str, *arguments: str, seconds: float = _ANSWER_SECONDS) -> str:
         """What a command of Slurm's prints."""
         program = self.require(command)

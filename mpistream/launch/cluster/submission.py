@@ -42,12 +42,13 @@ def session_for(registry: SessionRegistry, name: str) -> Session:
         there = [known for known in registry.sessions() if registry.session_stop(known) is None]
         raise ConfigError(
             f"there is no session {name!r}",
-            f"take one of {', '.join(there)}; or " * bool(there) + f"start it: mpistream session start {name}",
+            f"take one of {', '.join(there)}; or " * bool(there)
+            + f"start it: mpistream session start {name} --datasets DIR",
         )
     if (stop := registry.session_stop(name)) is not None:
         raise ConfigError(
             f"the session {name!r} is stopped" + (f": {stop.reason}" if stop.reason else ""),
-            "start another one: mpistream session start NAME",
+            "start another one: mpistream session start NAME --datasets DIR",
         )
     return session
 
@@ -68,6 +69,7 @@ def submit_job(plan: JobPlan, slurm: Slurm, registry: SessionRegistry | None) ->
     and CoordinationError where the record could not be written: the job is cancelled then.
     """
     cluster = slurm.cluster()  # who answers to this takes jobs
+    _check_nodes(plan, slurm)
     text = render_script(plan)
     script = _write_script(plan, text)
     try:
@@ -78,6 +80,30 @@ def submit_job(plan: JobPlan, slurm: Slurm, registry: SessionRegistry | None) ->
     if registry is not None:
         _record(plan, slurm, registry, cluster, number)
     return Submitted(number, cluster, script, plan.log_of(number))
+
+
+def _check_nodes(plan: JobPlan, slurm: Slurm) -> None:
+    """Where the site profile does not say how many nodes there are: sbatch takes jobs that can never begin.
+
+    Raises ConfigError.
+    """
+    if plan.site.nodes.most is not None:
+        return
+    sizes = slurm.node_sizes(plan.site.scheduler.partition)
+    if not sizes:
+        return  # of a partition that is not there sbatch says so
+    needed = plan.tasks_per_node * plan.site.cpus_per_task(plan.tasks_per_node)
+    fitting = sum(size >= needed for size in sizes.values())
+    if plan.nodes > len(sizes):
+        raise ConfigError(
+            f"more rank groups than nodes: {plan.nodes} nodes asked for, Slurm has {len(sizes)}",
+            f"give --nodes {len(sizes)} or less",
+        )
+    if plan.nodes > fitting:
+        raise ConfigError(
+            f"{plan.nodes} nodes of {needed} CPUs asked for, Slurm has {fitting}: {max(sizes.values())} is the most",
+            f"hardware_threads in the site profile {plan.site.name} must not be more; sinfo -N -l shows the nodes",
+        )
 
 
 def _write_script(plan: JobPlan, text: str) -> Path:
