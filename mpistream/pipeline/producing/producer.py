@@ -23,6 +23,7 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import SectorEnd
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
+from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.links import ProducerLinks
 from mpistream.pipeline.producing.news import Aggregators, CaughtUp, News, NewTable, ScanChange, Stop
 from mpistream.pipeline.producing.scan_book import ScanBook
@@ -83,6 +84,7 @@ class Producer:
     news: Mailbox[News]
     links: ProducerLinks = field(init=False)
     book: ScanBook = field(init=False)
+    early: EarlySource = field(init=False)
     _streams: dict[UUID, SectorStream] = field(default_factory=dict)
     _given_up: set[UUID] = field(default_factory=set)
     _resumed: set[UUID] = field(default_factory=set)
@@ -95,6 +97,7 @@ class Producer:
     def __post_init__(self) -> None:
         self.links = ProducerLinks(self.sockets, self.entry.producer_id)
         self.book = ScanBook(self.entry.sector)
+        self.early = EarlySource(self.entry.sector)
 
     def serve(self) -> None:
         self._take_news()
@@ -108,6 +111,7 @@ class Producer:
         finally:
             for uid in list(self._streams):
                 self._close(uid)
+            self.early.close()
 
     def turn(self) -> bool:
         """One step of everything; False where nothing could be sent."""
@@ -166,7 +170,7 @@ class Producer:
     # scans
 
     def _follow_scans(self) -> None:
-        """Opens what is to be served, closes what is not."""
+        """Opens what is to be served, closes what is not, and lets the source of the next scan be opened."""
         served = self.book.to_be_served()
         for uid in self._streams.keys() - {facts.uid for facts in served}:
             self._close(uid)
@@ -174,6 +178,7 @@ class Producer:
         for facts in served:
             if facts.uid not in self._streams and facts.uid not in self._given_up:
                 self._guarded(facts.uid, partial(self._open, facts))
+        self.early.prepare(self.book.next_to_stream())
 
     def _open(self, facts: ScanFacts) -> bool:
         uid = facts.uid
@@ -184,7 +189,7 @@ class Producer:
             self.courier.do(lambda: self._write_end(uid, end))
 
         self._streams[uid] = SectorStream.open(
-            self.config, self.entry, facts, self.links, write_end, is_resumed=uid in self._resumed
+            self.config, self.entry, facts, self.links, self.early, write_end, is_resumed=uid in self._resumed
         )
         return True
 

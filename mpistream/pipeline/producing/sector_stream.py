@@ -17,6 +17,7 @@ from mpistream.model.errors import ConfigError
 from mpistream.model.fault_points import reach
 from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord, SectorEnd
+from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.links import ProducerLinks, ScanOutlets
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class SectorStream:
         entry: ProducerEntry,
         facts: ScanFacts,
         links: ProducerLinks,
+        early: EarlySource,
         write_end: Callable[[SectorEnd], None],
         is_resumed: bool,
     ) -> "SectorStream":
@@ -48,7 +50,9 @@ class SectorStream:
         assert record is not None
         assert facts.status is not None
         check_window(config, record)
-        source = open_source(record.source, entry.sector, _streaming_since(record, facts.status))
+        source = early.take(record.uid)
+        if source is None:
+            source = open_source(record.source, entry.sector, _streaming_since(record, facts.status))
         try:
             supply = _supply(config, record, source)
         except BaseException:
