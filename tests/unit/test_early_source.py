@@ -105,7 +105,7 @@ def test_one_that_cannot_be_opened_is_left_to_its_turn(early: EarlySource, tmp_p
     assert early.take(FIRST) is None
 
 
-@pytest.mark.parametrize("source", ["sim:4x5?live=yes", "files:/data?rate=100", "made up", "sim:no", "files:"])
+@pytest.mark.parametrize("source", ["sim:4x5?live=100", "files:/data?rate=100", "made up", "sim:no", "files:"])
 def test_sources_that_do_not_wait(early: EarlySource, opened: Opened, source: str) -> None:
     """Nor what is none."""
     assert not can_be_opened_early(source)

@@ -30,7 +30,8 @@ class EarlySource:
         self.close()
         self._uid = uid
         if record is not None and can_be_opened_early(record.source):
-            self._source = source = Future()
+            source: Future[SectorSource] = Future()
+            self._source = source
             threading.Thread(
                 target=_open, args=(record.source, self._sector, source), name="early source", daemon=True
             ).start()
