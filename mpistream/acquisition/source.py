@@ -98,6 +98,20 @@ def open_source(
     return LiveSectorSource(simulation, sector, started_unix_seconds)
 
 
+def can_be_opened_early(specification: str) -> bool:
+    """Whether a source is the same when it is opened before its scan streams: one that waits for its reader.
+
+    False for what is no source.
+    """
+    try:
+        scheme, place, options = parse_specification(specification)
+        if scheme == "sim":
+            return not _simulation_options(place, options).live
+        return scheme == "files" and "rate" not in options
+    except SourceError:
+        return False
+
+
 def files_of_source(specification: str) -> list[Path]:
     """The files that a source reads: none of a simulated one. Raises SourceError."""
     scheme, place, options = parse_specification(specification)

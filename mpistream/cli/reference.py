@@ -62,7 +62,7 @@ def show(kind: str, name: str, folder: Path | None, config: Path | None, as_json
     if found.session:
         click.echo(f"session      {found.session}")
     for what, value in found.about.items():
-        click.echo(f"{what.replace('_', ' '):<13}{value}")
+        click.echo(f"{what.replace('_', ' '):<12} {value:g}" if isinstance(value, float) else f"{what:<12} {value}")
     click.echo(f"{'problem' if problem else 'problems':<13}{problem or 'none'}")
 
 

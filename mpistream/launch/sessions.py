@@ -10,7 +10,7 @@ from uuid import uuid4
 from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.absence import absent_groups, wait_until_present
-from mpistream.launch.announcement import ScanRequest
+from mpistream.launch.announcement import ScanRequest, check_no_names
 from mpistream.launch.inspection import read_scans
 from mpistream.launch.references import known_sessions, resolve_references
 from mpistream.launch.reuse import with_saved_thresholds
@@ -66,6 +66,7 @@ def _check_defaults(registry: SessionRegistry, session: Session) -> tuple[str, .
     counting, thresholds = scan_defaults(session)
     request = ScanRequest("", Path(session.folder), CountingParameters(**counting), thresholds=thresholds)
     resolved = resolve_references(registry, request)
+    check_no_names(resolved.counting.gain)
     References.load(resolved.counting)
     return with_saved_thresholds(resolved.counting, resolved.thresholds)[1] if resolved.thresholds else ()
 

@@ -18,6 +18,11 @@ def test_options_become_parameters_and_paths_absolute() -> None:
     assert "sample_frames" not in found.model_fields_set
 
 
+def test_names_of_references_are_no_paths() -> None:
+    found = counting_parameters(dark=Path("ref:night"), pixel_mask=Path("./ref/night"), centroids=None)
+    assert found == CountingParameters(dark="ref:night", pixel_mask=str(Path("ref/night").absolute()))
+
+
 @pytest.mark.parametrize(
     ("options", "message", "remedy"),
     [

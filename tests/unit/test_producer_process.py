@@ -21,6 +21,7 @@ from mpistream.model.protocol import Ack, BlockHeader, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
 from mpistream.model.scan import ScanRecord, SectorEnd
 from mpistream.pipeline.courier import Courier
+from mpistream.pipeline.producing import sector_stream
 from mpistream.pipeline.producing.news import Aggregators, News, NewTable, ScanChange, Stop
 from mpistream.pipeline.producing.producer import Producer
 from mpistream.transport.aggregator import Aggregator
@@ -262,6 +263,22 @@ def test_a_scan_from_its_beginning_to_its_end(bench: Bench, direct: bool) -> Non
         bench.for_a_while(0.05)
     assert bench.producer._streams == {}
     assert bench.etcd.ends[0][1].records == 20
+
+
+def test_the_next_scans_source_is_open_before_its_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that are announced the first; nothing is opened between two scans."""
+    bench.news.put(Aggregators([bench.aggregator()]))
+    rank = bench.rank(1)
+    bench.table(1, rank)
+    bench.streaming(record_of())
+    for uid, at in ((UUID(int=3 << 64), 1.7e9), (SECOND, 1.6e9)):
+        bench.state(uid, ScanState.ANNOUNCED)
+        bench.tell(uid, "record", record_of(uid, announced_unix_seconds=at).model_dump(mode="json"))
+    bench.until(lambda: ended(bench) == [FIRST])
+    monkeypatch.setattr(sector_stream, "open_source", None)
+    bench.state(FIRST, ScanState.DRAINING)
+    bench.state(SECOND, ScanState.STREAMING)
+    bench.until(lambda: ended(bench) == [FIRST, SECOND] and rank.blocks(SECOND) == list(range(10)))
 
 
 @pytest.mark.parametrize("direct", [False, True])

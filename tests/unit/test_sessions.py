@@ -94,6 +94,7 @@ def test_what_is_wrong_with_a_session_is_found_at_its_start(sessions: SessionReg
     cases: list[tuple[Path, CountingParameters, Path | None, str]] = [
         (tmp_path / "no", GIVEN, None, "does not exist"),
         (tmp_path, CountingParameters(dark=str(tmp_path / "no.npy")), None, "no.npy"),
+        (tmp_path, CountingParameters(gain="ref:no"), None, "ref:no is no file"),
         (tmp_path, CountingParameters(dark="ref:no"), None, "there is no dark reference no"),
         (tmp_path, CountingParameters(), tmp_path / "no.json", "no.json"),
         (tmp_path, CountingParameters(), Path("ref:no"), "there is no set of thresholds no"),

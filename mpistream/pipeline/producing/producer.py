@@ -33,6 +33,7 @@ from mpistream.pipeline.producing.camera_scans import (
     counting_of_session,
     is_of_camera,
 )
+from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.links import ProducerLinks
 from mpistream.pipeline.producing.news import (
     Aggregators,
@@ -119,6 +120,7 @@ class Producer:
     camera: CameraIntake | None = None
     links: ProducerLinks = field(init=False)
     book: ScanBook = field(init=False)
+    early: EarlySource = field(init=False)
     _streams: dict[UUID, SectorStream] = field(default_factory=dict)
     _given_up: set[UUID] = field(default_factory=set)
     _resumed: set[UUID] = field(default_factory=set)
@@ -131,6 +133,7 @@ class Producer:
     def __post_init__(self) -> None:
         self.links = ProducerLinks(self.sockets, self.entry.producer_id)
         self.book = ScanBook(self.entry.sector)
+        self.early = EarlySource(self.entry.sector)
 
     def serve(self) -> None:
         self._take_news()
@@ -143,6 +146,7 @@ class Producer:
         finally:
             for uid in list(self._streams):
                 self._close(uid)
+            self.early.close()
 
     def turn(self) -> bool:
         """One step of everything; False where nothing could be sent, and nothing came from the camera."""
@@ -218,7 +222,7 @@ class Producer:
     # scans
 
     def _follow_scans(self) -> None:
-        """Opens what is to be served, closes what is not."""
+        """Opens what is to be served, closes what is not, and lets the source of the next scan be opened."""
         served = self.book.to_be_served()
         for uid in self._streams.keys() - {facts.uid for facts in served}:
             self._close(uid)
@@ -226,6 +230,7 @@ class Producer:
         for facts in served:
             if facts.uid not in self._streams and facts.uid not in self._given_up and self._is_there(facts):
                 self._guarded(facts.uid, partial(self._open, facts))
+        self.early.prepare(self.book.next_to_stream())
 
     def _is_there(self, facts: ScanFacts) -> bool:
         """Whether the camera's part in the scan, if there is one, has told of it."""
@@ -241,7 +246,14 @@ class Producer:
             self.courier.do(lambda: self._write_end(uid, end))
 
         self._streams[uid] = SectorStream.open(
-            self.config, self.entry, facts, self.links, write_end, uid in self._resumed, self.camera
+            self.config,
+            self.entry,
+            facts,
+            self.links,
+            self.early,
+            write_end,
+            is_resumed=uid in self._resumed,
+            camera=self.camera,
         )
         return True
 

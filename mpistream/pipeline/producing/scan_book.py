@@ -9,6 +9,7 @@ from mpistream.control.coordination import Change
 from mpistream.control.run_state import UNDER_WAY, ScanState, ScanStatus
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.model.job_share import JobShare
+from mpistream.model.scan import ScanRecord
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,15 @@ class ScanBook:
     def to_be_served(self) -> list[ScanFacts]:
         """In the order in which they are."""
         return sorted(filter(self._is_to_be_served, self._scans.values()), key=_turn)
+
+    def next_to_stream(self) -> ScanRecord | None:
+        """The scan that comes next, as far as is known: of those that are announced the first."""
+        announced = [
+            scan.record
+            for scan in self._scans.values()
+            if scan.record is not None and scan.state is ScanState.ANNOUNCED
+        ]
+        return min(announced, key=lambda record: (record.announced_unix_seconds, record.uid), default=None)
 
     def _is_to_be_served(self, scan: ScanFacts) -> bool:
         end = scan.ends.get(self._sector)

@@ -20,6 +20,7 @@ from mpistream.model.geometry import RECORD_BYTES
 from mpistream.model.scan import ScanRecord, SectorEnd
 from mpistream.pipeline.producing.camera_intake import CameraIntake
 from mpistream.pipeline.producing.camera_scans import is_of_camera
+from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.links import ProducerLinks, ScanOutlets
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class SectorStream:
         entry: ProducerEntry,
         facts: ScanFacts,
         links: ProducerLinks,
+        early: EarlySource,
         write_end: Callable[[SectorEnd], None],
         is_resumed: bool,
         camera: CameraIntake | None = None,
@@ -52,7 +54,7 @@ class SectorStream:
         assert record is not None
         assert facts.status is not None
         check_window(config, record)
-        source, supply = _opened(config, entry.sector, record, facts.status, camera)
+        source, supply = _opened(config, entry.sector, record, facts.status, early, camera)
         outlets = links.open(record.direct)
         sender = SectorSender(
             record,
@@ -113,7 +115,12 @@ class SectorStream:
 
 
 def _opened(
-    config: Config, sector: int, record: ScanRecord, status: ScanStatus, camera: CameraIntake | None
+    config: Config,
+    sector: int,
+    record: ScanRecord,
+    status: ScanStatus,
+    early: EarlySource,
+    camera: CameraIntake | None,
 ) -> tuple[SectorSource, BlockSupply]:
     if is_of_camera(record):
         if camera is None:
@@ -122,7 +129,9 @@ def _opened(
                 "start all four with --camera: mpistream produce --sector N --camera tcp://HOST:PORT",
             )
         return camera.stream(record)
-    source = open_source(record.source, sector, _streaming_since(record, status))
+    source = early.take(record.uid)
+    if source is None:
+        source = open_source(record.source, sector, _streaming_since(record, status))
     try:
         return source, _supply(config, record, source)
     except BaseException:
