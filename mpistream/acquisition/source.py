@@ -107,7 +107,7 @@ def can_be_opened_early(specification: str) -> bool:
         scheme, place, options = parse_specification(specification)
         if scheme == "sim":
             return not _simulation_options(place, options).live
-        return scheme == "files" and "rate" not in options
+        return scheme in ("files", "raw") and "rate" not in options
     except SourceError:
         return False
 

@@ -8,38 +8,39 @@ from typing import Any
 
 import click
 
-from mpistream.cli.options import calibration_options, counting_parameters
+from mpistream.cli.options import counting_options, counting_parameters
 from mpistream.launch.cluster.batch_job import Surroundings, run_batch_job
 from mpistream.launch.cluster.batch_run import JobOrder, Program
+from mpistream.launch.cluster.benchmark import benchmark
 from mpistream.launch.cluster.course import Rules
-from mpistream.launch.cluster.programs import (
-    Scans,
-    filebased,
-    live,
-    parse_tilts,
-    single,
-    timeseries,
-    tomography,
-)
+from mpistream.launch.cluster.mode_options import tilts_degrees
+from mpistream.launch.cluster.programs import Scans, filebased, live, single
+from mpistream.launch.cluster.references_made import calibrate, dark
+from mpistream.launch.cluster.series import timeseries, tomography
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError
 from mpistream.model.session import Mode
 
-#: The options of a mode that make it: those that it needs, and those that it takes besides. Counting options beside.
+#: The options of each mode: those that it needs, and those that it takes besides. How to count stands in _COUNTED.
 _OPTIONS: dict[Mode, tuple[set[str], set[str]]] = {
     Mode.LIVE: (set(), set()),
     Mode.SINGLE: (set(), {"source", "output", "overwrite"}),
+    Mode.DARK: ({"source", "name"}, set()),
+    Mode.CALIBRATE: ({"source", "name"}, set()),
     Mode.TIMESERIES: ({"source", "scans", "output"}, {"interval", "join", "overwrite"}),
     Mode.TOMOGRAPHY: ({"source", "tilts", "output"}, {"overwrite"}),
+    Mode.RAW: ({"source", "output"}, {"overwrite"}),
     Mode.REPLAY: ({"source", "output"}, {"rate", "overwrite"}),
-    Mode.FILEBASED: (set(), set()),
+    Mode.FILEBASED: (set(), {"source", "output"}),
+    Mode.BENCHMARK: ({"scan"}, {"repeat", "output"}),
 }
-_COUNTED = (Mode.SINGLE, Mode.TIMESERIES, Mode.TOMOGRAPHY, Mode.REPLAY)
+_COUNTED = frozenset({Mode.SINGLE, Mode.CALIBRATE, Mode.TIMESERIES, Mode.TOMOGRAPHY, Mode.REPLAY})
+_REPEAT = 3
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """The options that the modes' programs are made of."""
+    """The options that the modes' programs are made of; those that were not given are left out."""
 
     mode: Mode
     options: dict[str, Any]
@@ -48,23 +49,31 @@ class _Asked:
     def check(self) -> None:
         """Raises ConfigError for what is missing, or has no effect."""
         needed, taken = _OPTIONS[self.mode]
-        given = {name for name, value in self.options.items() if value not in (None, False)}
-        if missing := sorted(needed - given):
+        if missing := sorted(needed - self.options.keys()):
             raise ConfigError(f"mode {self.mode} needs {_as_options(missing)}", "see mpistream job run --help")
-        surplus = given - needed - taken
+        surplus = self.options.keys() - needed - taken
         if self.mode not in _COUNTED:
-            surplus |= {name for name, value in self.counting.items() if value not in (None, False)}
+            surplus |= self.counting.keys()
         if surplus:
             raise ConfigError(f"{_as_options(sorted(surplus))} has no effect in mode {self.mode}", "leave it out")
-        if self.mode is Mode.SINGLE and (self.options["source"] is None) != (self.options["output"] is None):
+        if self.mode is Mode.SINGLE and ("source" in self.options) != ("output" in self.options):
             raise ConfigError("--source and --output belong together", "give both, or neither: the session's next scan")
 
     @property
+    def output(self) -> Path:
+        return Path(self.options.get("output", ".")).absolute()
+
+    @property
     def scans(self) -> Scans:
-        thresholds = self.counting["thresholds"]
-        counting = counting_parameters(**{name: v for name, v in self.counting.items() if name != "thresholds"})
-        output, overwrite = self.options["output"], self.options["overwrite"]
-        return Scans(self.options["source"], output.absolute(), counting, overwrite, thresholds)
+        counting = counting_parameters(**{name: value for name, value in self.counting.items() if name != "thresholds"})
+        return Scans(
+            self.options["source"],
+            self.output,
+            counting,
+            self.options.get("overwrite", False),
+            self.counting.get("thresholds"),
+            recording=self.mode is Mode.RAW,
+        )
 
 
 def _as_options(names: list[str]) -> str:
@@ -75,67 +84,65 @@ def _program(asked: _Asked) -> Program:
     """Everything that can be wrong with the options is found here, before anything is started."""
     asked.check()
     options = asked.options
-    if asked.mode in (Mode.LIVE, Mode.FILEBASED):
-        return {Mode.LIVE: live, Mode.FILEBASED: filebased}[asked.mode]
-    if asked.mode is Mode.SINGLE and options["source"] is None:
-        return lambda run: single(run, None)
+    match asked.mode:
+        case Mode.LIVE:
+            return live
+        case Mode.FILEBASED:
+            return filebased
+        case Mode.BENCHMARK:
+            repeat = options.get("repeat", _REPEAT)
+            return lambda run: benchmark(run, options["scan"], repeat, _figures_file(run, asked))
+        case Mode.SINGLE if "source" not in options:
+            return lambda run: single(run, None)
+        case Mode.DARK:
+            return lambda run: dark(run, options["source"], options["name"])
     scans = asked.scans
-    if asked.mode is Mode.TIMESERIES:
-        return lambda run: timeseries(run, scans, options["scans"], options["interval"] or 0.0)
-    if asked.mode is Mode.TOMOGRAPHY:
-        tilts = parse_tilts(options["tilts"])
-        return lambda run: tomography(run, scans, tilts)
+    match asked.mode:
+        case Mode.CALIBRATE:
+            return lambda run: calibrate(run, scans, options["name"])
+        case Mode.TIMESERIES:
+            is_joined = options.get("join", asked.output.suffix == ".h5")
+            return lambda run: timeseries(run, scans, options["scans"], options.get("interval", 0.0), is_joined)
+        case Mode.TOMOGRAPHY:
+            tilts = tilts_degrees(options["tilts"])
+            return lambda run: tomography(run, scans, tilts)
     return lambda run: single(run, scans)
 
 
-def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the modes are made of."""
-    options = [
-        click.option("--source", metavar="SPEC", help="The frames; {index} and {tilt} are filled in for each scan."),
-        click.option("--output", type=click.Path(path_type=Path), metavar="FILE|FOLDER", help="Where datasets go."),
-        click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
-        click.option("--name", help="dark, calibrate: the name that later scans use (ref:NAME)."),
-        click.option("--scans", type=click.IntRange(1), help="timeseries: how many scans."),
-        click.option("--interval", type=click.FloatRange(0), help="timeseries: seconds from begin to begin."),
-        click.option("--join/--each", default=None, help="timeseries: one dataset with a time axis, or one file each."),
-        click.option("--tilts", metavar="START:STOP:STEP|LIST", help="tomography: tilt angles in degrees."),
-        click.option("--rate", type=click.FloatRange(0, min_open=True), help="replay: frames per second."),
-        click.option("--scan", metavar="ROWSxCOLS", help="benchmark: the simulated scan."),
-        click.option("--repeat", type=click.IntRange(1), help="benchmark: how often.  [default: 3]"),
-        click.option("--background", type=float, help="Pixels up to this value (ADU) are noise."),
-        click.option("--xray", type=float, help="Pixels from this value (ADU) on are x-rays."),
-        click.option("--thresholds", metavar="FILE", type=click.Path(path_type=Path), help="As in testbed scan."),
-        click.option("--row-dark-level", type=float, help="As in testbed scan."),
-        click.option("--centroids", is_flag=True, help="As in testbed scan."),
-    ]
-    command = calibration_options(command)
-    for option in reversed(options):
+def _figures_file(run: Any, asked: _Asked) -> Path:
+    return asked.output if "output" in asked.options else Path.cwd() / f"benchmark-{run.allocation.number}.json"
+
+
+_MODE_OPTIONS = [
+    click.option("--source", metavar="SPEC", help="The frames; {index} and {tilt} are filled in for each scan."),
+    click.option("--output", type=click.Path(path_type=Path), metavar="FILE|FOLDER", help="What to write."),
+    click.option("--overwrite", is_flag=True, default=None, help="Replace outputs that exist."),
+    click.option("--name", help="dark, calibrate: the name that later scans use (ref:NAME)."),
+    click.option("--scans", type=click.IntRange(1), help="timeseries: how many scans."),
+    click.option("--interval", type=click.FloatRange(0), help="timeseries: seconds from begin to begin."),
+    click.option("--join/--each", default=None, help="timeseries: one dataset with a time axis, or one file each."),
+    click.option("--tilts", metavar="START:STOP:STEP|LIST", help="tomography: tilt angles in degrees."),
+    click.option("--rate", type=click.FloatRange(0, min_open=True), help="replay: frames per second."),
+    click.option("--scan", metavar="ROWSxCOLS", help="benchmark: the simulated scan."),
+    click.option("--repeat", type=click.IntRange(1), help=f"benchmark: how many scans.  [default: {_REPEAT}]"),
+]
+_NAMES = {"source", "output", "overwrite", "name", "scans", "interval", "join", "tilts", "rate", "scan", "repeat"}
+
+
+def _mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_MODE_OPTIONS):
         command = option(command)
     return command
-
-
-_MODE_OPTIONS = (
-    "source",
-    "output",
-    "overwrite",
-    "name",
-    "scans",
-    "interval",
-    "join",
-    "tilts",
-    "rate",
-    "scan",
-    "repeat",
-)
 
 
 @click.command()
 @click.argument("mode", type=click.Choice([mode.value for mode in Mode]))
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--session", default="", help="The session that the job serves.")
-@click.option("--config", required=True, type=click.Path(path_type=Path), help="The deployment's configuration file.")
-@mode_options
-@click.option("--producers-here", is_flag=True, help="replay, benchmark: start producers and aggregator, too.")
+@click.option("--config", type=click.Path(path_type=Path), help="The deployment's configuration file.")
+@_mode_options
+@counting_options
+@click.option("--producers-here", is_flag=True, help="replay: start producers and an aggregator, too.")
 @click.option(
     "--requeue/--no-requeue", default=True, show_default=True, help="With work left, go back into Slurm's queue."
 )
@@ -145,13 +152,13 @@ _MODE_OPTIONS = (
     default=Rules.finish_seconds,
     show_default=True,
     type=click.FloatRange(0),
-    help="How long before the time limit a scan in hand may still take.",
+    help="How long a scan in hand may still take once the time limit is near.",
 )
 def run(
     mode: str,
     command: tuple[str, ...],
     session: str,
-    config: Path,
+    config: Path | None,
     producers_here: bool,
     requeue: bool,
     least_nodes: int,
@@ -160,20 +167,26 @@ def run(
 ) -> None:
     """What a batch job's script runs at its end: mpistream job run MODE --config FILE ... -- srun mpistream consume ...
 
-    Starts the MPI job (the command behind --) and again whenever it dies, without nodes that have failed; does what the
+    Starts the MPI job (the command behind --), again whenever it dies, without nodes that have failed; does what the
     mode is for; ends everything. SIGUSR1: the time limit is near; SIGUSR2: end after the scan in hand; SIGTERM: end.
     """
-    asked = _Asked(
-        Mode(mode),
-        {name: options.pop(name) for name in _MODE_OPTIONS},
-        options,
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    counting = {name: value for name, value in given.items() if name not in _NAMES}
+    asked = _Asked(Mode(mode), {name: given[name] for name in given.keys() & _NAMES}, counting)
+    if asked.mode is Mode.REPLAY and "rate" in asked.options:
+        source = asked.options["source"]
+        asked.options["source"] = f"{source}{'&' if '?' in source else '?'}rate={asked.options['rate']:g}"
     program = _program(asked)
-    loaded = Config.load(config)
-    rules = Rules(least_nodes, finish_seconds, asked.mode is Mode.FILEBASED, loaded.watchdog.assembly_seconds)
+    if config is None and asked.mode is not Mode.FILEBASED:
+        raise ConfigError(f"mode {mode} needs the deployment's configuration", "give --config FILE")
+    rules = Rules(
+        least_nodes,
+        finish_seconds,
+        runs_once=asked.mode is Mode.FILEBASED,
+        writes_seconds=Config.load(config).watchdog.assembly_seconds,
+    )
     order = JobOrder(asked.mode, session, command, rules, requeue)
-    output = asked.options["output"]
-    folder = output.absolute().parent if output else Path.cwd()
+    folder = asked.output.parent if "output" in asked.options else Path.cwd()
     sys.exit(run_batch_job(order, program, config, _surroundings(asked.mode, producers_here), folder))
 
 

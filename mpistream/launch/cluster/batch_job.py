@@ -14,7 +14,7 @@ from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.allocation import Allocation, check_command, this_allocation
 from mpistream.launch.cluster.batch_run import FAILED, BatchRun, JobOrder, Program
 from mpistream.launch.cluster.record import JobRecord, say
-from mpistream.launch.cluster.services import Services, own_address, with_configuration
+from mpistream.launch.cluster.services import Services, own_host, with_configuration
 from mpistream.model.config import Config
 from mpistream.model.errors import EtcdUnreachable, MpistreamError
 from mpistream.model.session import BatchJobState
@@ -84,7 +84,7 @@ def _connected(opened: ExitStack, config: Config) -> Coordination:
 
 def _own_deployment(services: Services, config: Config, allocation: Allocation, own: Path, has_etcd: bool) -> Config:
     """Starts the camera's side of a deployment of this job alone; its configuration, which stands in ``own``, too."""
-    host = own_address(config)
+    host = own_host(config)
     changes: dict[str, Any] = {"deployment": f"{config.deployment}-{allocation.number}"}
     if has_etcd:
         changes["etcd"] = config.etcd.model_copy(update={"endpoints": [services.start_etcd(host)]})

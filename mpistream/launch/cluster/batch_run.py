@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,10 +187,6 @@ class BatchRun:
         assert record is not None
         follower = ScanFollower(self.registry, record, self.config, say, self.turn)
         return follower.follow(lambda state, progress: None)
-
-    def labels(self, **labels: str | int | float) -> Mapping[str, str | int | float]:
-        """Those of a scan of this job."""
-        return {**labels, "batch_job": self.allocation.number}
 
     # the course of the job
 

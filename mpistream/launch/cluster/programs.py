@@ -1,133 +1,111 @@
-"""What a batch job does, mode by mode: programs that read as the modes are described in docs/modes.md."""
+"""What a batch job does in the modes of one scan or of any, and what all modes have in common.
 
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+docs/modes.md describes them. A program is a function of the run: it returns when the mode has done what it is for.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from mpistream.control.run_state import ScanState
 from mpistream.launch.announcement import ScanRequest
-from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
-from mpistream.launch.cluster.record import say
+from mpistream.launch.cluster.batch_run import DONE, NOT_WHOLE, BatchRun, ProgramEnd
+from mpistream.launch.references import known_sessions, resolve_references
 from mpistream.launch.scan_follower import ScanEnd, in_words
+from mpistream.launch.sessions import scan_defaults
 from mpistream.model.errors import ConfigError, MpistreamError, ScanFailed
 from mpistream.model.scan import CountingParameters
-
-#: So many scans of a series are announced ahead of the one that streams: there is no gap between them.
-AHEAD = 2
+from mpistream.model.session import Session
 
 
 @dataclass(frozen=True)
 class Scans:
-    """What the scans of a program have in common. ``source`` may hold {index} and {tilt}."""
+    """What the scans of a program have in common. ``output`` is one dataset, or a folder of them, absolute.
+
+    What ``counting`` does not set, and ``thresholds`` where that is None, is as the session has it.
+    """
 
     source: str
     output: Path
-    counting: CountingParameters
+    counting: CountingParameters = CountingParameters()
     overwrite: bool = False
     thresholds: Path | None = None
+    recording: bool = False
 
 
-def _request(run: BatchRun, scans: Scans, source: str, output: Path, **labels: int | float) -> ScanRequest:
-    return ScanRequest(
+def request_scan(run: BatchRun, scans: Scans, source: str, output: Path, **labels: int | float) -> ScanRequest:
+    """Raises MpistreamError for a reference that is not known, or has changed."""
+    counting, thresholds = scans.counting, scans.thresholds
+    session = session_of(run)
+    if session is not None and not scans.recording:
+        given = counting.model_dump(exclude_unset=True) | ({"thresholds": thresholds} if thresholds else {})
+        values, thresholds = scan_defaults(session, given)
+        counting = CountingParameters(**values)
+    request = ScanRequest(
         source,
         output,
-        scans.counting,
+        counting,
         overwrite=scans.overwrite,
-        thresholds=scans.thresholds,
+        thresholds=thresholds,
         session=run.order.session,
-        labels=run.labels(**labels),
+        labels={**labels, "batch_job": run.allocation.number},
+        recording=scans.recording,
     )
+    return resolve_references(run.sessions, request)
 
 
-def _end_of(end: ScanEnd) -> ProgramEnd:
-    text = f"{end.summary.dataset}, {end.summary.counters.frames} frames"
-    if end.status.state is ScanState.COMMITTED:
-        return ProgramEnd(text)
-    return ProgramEnd(f"{text}, {end.status.state}: {in_words(end.status)}", NOT_WHOLE)
+def session_of(run: BatchRun) -> Session | None:
+    return run.sessions.session(run.order.session) if run.order.session else None
+
+
+def needed_session(run: BatchRun) -> Session:
+    """Raises ConfigError where the session was never started: nothing would ever be announced in it."""
+    session = session_of(run)
+    if session is None:
+        raise ConfigError(f"there is no session {run.order.session}", known_sessions(run.sessions))
+    return session
 
 
 def live(run: BatchRun) -> ProgramEnd:
     """Serves whatever scans are announced, until the session is stopped and its scans have ended."""
-    _check_session(run)
-    before = _finished(run)
+    needed_session(run)
+    before = _ended_scans(run)
     run.wait_until(lambda: run.session_stopped and not run.book.unfinished(run.order.session))
-    return ProgramEnd(f"session {run.order.session} was stopped; scans that ended meanwhile: {_finished(run) - before}")
+    return ProgramEnd(f"session {run.order.session} was stopped; scans served: {len(_ended_scans(run) - before)}")
 
 
-def _finished(run: BatchRun) -> int:
-    scans = [scan for scan in run.book.scans.values() if scan.facts.record and not scan.facts.is_unfinished]
-    return sum(scan.facts.record.session == run.order.session for scan in scans if scan.facts.record)
-
-
-def _check_session(run: BatchRun) -> None:
-    """Raises ConfigError where the session was never started: nothing would ever be announced in it."""
-    if run.sessions.session(run.order.session) is None:
-        known = ", ".join(run.sessions.sessions()) or "none"
-        raise ConfigError(
-            f"there is no session {run.order.session}; sessions that were started: {known}",
-            f"start it: mpistream session start {run.order.session} --folder FOLDER",
-        )
+def _ended_scans(run: BatchRun) -> set[UUID]:
+    return {scan.facts.uid for scan in run.book.of_session(run.order.session) if not scan.facts.is_unfinished}
 
 
 def single(run: BatchRun, scans: Scans | None) -> ProgramEnd:
-    """One scan: the one that is given, or else the next one of the session."""
-    if scans is not None:
-        return _end_of(run.follow(run.announce(_request(run, scans, scans.source, scans.output))))
-    _check_session(run)
-    known = {uid for uid, scan in run.book.scans.items() if not scan.facts.is_unfinished}
-    found: list[UUID] = []
-
-    def is_announced() -> bool:
-        scans_of_session = [
-            scan
-            for uid, scan in run.book.scans.items()
-            if uid not in known and scan.facts.record and scan.facts.record.session == run.order.session
-        ]
-        found.extend(scan.facts.uid for scan in scans_of_session)
-        return bool(found) or run.session_stopped
-
-    run.wait_until(is_announced)
-    if not found:
-        raise ScanFailed(f"session {run.order.session} was stopped before a scan was announced", "start another one")
-    return _end_of(run.follow(found[0]))
+    """One scan: the one that is given, counted, recorded or replayed; or else the next one of the session."""
+    uid = _next_of_session(run) if scans is None else run.announce(request_scan(run, scans, scans.source, scans.output))
+    end = run.follow(uid)
+    text = f"{end.summary.dataset}, {end.summary.counters.frames} frames"
+    if is_whole(end):
+        return ProgramEnd(text)
+    return ProgramEnd(f"{text}, {end.status.state}: {in_words(end.status)}", NOT_WHOLE)
 
 
-def replay(run: BatchRun, scans: Scans) -> ProgramEnd:
-    """One scan of sector files or of a raw recording, sent by producers that the job has brought along."""
-    return single(run, scans)
+def is_whole(end: ScanEnd) -> bool:
+    return end.status.state is ScanState.COMMITTED
 
 
-def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float) -> ProgramEnd:
-    """Many scans, one file each."""
-    run.wait_until_served()
-    began = time.monotonic()
-    width = len(str(number - 1))
-
-    def requests() -> Iterator[ScanRequest]:
-        for index in range(number):
-            run.wait_until(lambda index=index: time.monotonic() - began >= index * interval_seconds)  # type: ignore[misc]
-            output = scans.output / f"scan-{index:0{width}d}.h5"
-            yield _request(run, scans, _filled(scans.source, index=index), output, time_index=index)
-
-    ends = _one_behind_the_other(run, requests(), AHEAD)
-    return _end_of_all(ends, number, scans.output)
+def _next_of_session(run: BatchRun) -> UUID:
+    session = needed_session(run).name
+    before = _ended_scans(run)
+    run.wait_until(lambda: run.session_stopped or any(_since(run, before)))
+    for uid in _since(run, before):
+        return uid
+    raise ScanFailed(
+        f"session {session} was stopped before a scan was announced", "start another one: mpistream session start"
+    )
 
 
-def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> ProgramEnd:
-    """One scan per tilt angle: the next is announced when the last has ended, since the stage moves meanwhile."""
-    width = len(str(len(tilts_degrees) - 1))
-
-    def requests() -> Iterator[ScanRequest]:
-        for index, tilt in enumerate(tilts_degrees):
-            source = _filled(scans.source, index=index, tilt=tilt)
-            output = scans.output / f"tilt-{index:0{width}d}.h5"
-            yield _request(run, scans, source, output, tilt_index=index, tilt_degrees=tilt)
-
-    ends = _one_behind_the_other(run, requests(), 0)
-    return _end_of_all(ends, len(tilts_degrees), scans.output)
+def _since(run: BatchRun, before: set[UUID]) -> list[UUID]:
+    """The first one first."""
+    return [scan.facts.uid for scan in run.book.of_session(run.order.session) if scan.facts.uid not in before]
 
 
 def filebased(run: BatchRun) -> ProgramEnd:
@@ -135,62 +113,4 @@ def filebased(run: BatchRun) -> ProgramEnd:
     step = run.wait_until_command_ended()
     if step.exit_status not in (DONE, NOT_WHOLE):
         raise MpistreamError(step.how, "its last words stand in the job's log, and in mpistream job show")
-    return ProgramEnd(step.last_lines[-1] if step.last_lines else "it has ended", step.exit_status)
-
-
-def _one_behind_the_other(
-    run: BatchRun, requests: Iterator[ScanRequest], ahead: int
-) -> dict[int, ScanEnd | ScanFailed]:
-    """Announces scans while those before are under way; a scan that fails does not end the series."""
-    ends: dict[int, ScanEnd | ScanFailed] = {}
-    announced: deque[tuple[int, UUID]] = deque()
-
-    def follow_first() -> None:
-        index, uid = announced.popleft()
-        try:
-            ends[index] = run.follow(uid)
-        except ScanFailed as failure:
-            say(f"scan {uid} has failed: {failure.message}; {failure.remedy}")
-            ends[index] = failure
-
-    for index, request in enumerate(requests):
-        while len(announced) > ahead:
-            follow_first()
-        announced.append((index, run.announce(request)))
-    while announced:
-        follow_first()
-    return ends
-
-
-def _end_of_all(ends: dict[int, ScanEnd | ScanFailed], number: int, output: Path) -> ProgramEnd:
-    datasets = [end for end in ends.values() if isinstance(end, ScanEnd)]
-    whole = [end for end in datasets if end.status.state is ScanState.COMMITTED]
-    text = f"{output}: {len(datasets)} of {number} scans have a dataset, {len(whole)} a complete one"
-    if not datasets:
-        return ProgramEnd(text, FAILED)
-    return ProgramEnd(text, DONE if len(whole) == number else NOT_WHOLE)
-
-
-def _filled(source: str, **values: float) -> str:
-    """``source`` with {index} and {tilt} filled in; ``{index:03d}`` works as in Python. Raises ConfigError."""
-    try:
-        return source.format(**values)
-    except (KeyError, ValueError, IndexError) as error:
-        names = " and ".join(f"{{{name}}}" for name in values)
-        raise ConfigError(f"the source {source!r} cannot be filled in: {error!r}", f"it may hold {names}") from None
-
-
-def parse_tilts(text: str) -> tuple[float, ...]:
-    """START:STOP:STEP in degrees, STOP included where it is met, or a list with commas. Raises ConfigError."""
-    try:
-        if ":" not in text:
-            return tuple(float(part) for part in text.split(","))
-        start, stop, step = (float(part) for part in text.split(":"))
-        number = int((stop - start) / step + 1e-6) + 1
-        if number < 1:
-            raise ValueError("STEP leads away from STOP")
-        return tuple(round(start + index * step, 6) for index in range(number))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"--tilts {text} are no tilt angles: {error}", "for instance --tilts -60:60:2, or --tilts -60,-30,0,30,60"
-        ) from None
+    return ProgramEnd(step.last_lines[-1] if step.last_lines else "the command has ended", step.exit_status or DONE)

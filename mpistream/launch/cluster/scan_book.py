@@ -40,14 +40,13 @@ class ScanBook:
 
     def unfinished(self, session: str | None = None) -> list[KnownScan]:
         """In the order of their announcement; those of all sessions, or of one."""
-        found = [
-            scan
-            for scan in self.scans.values()
-            if scan.facts.is_unfinished
-            and scan.facts.record
-            and (session is None or scan.facts.record.session == session)
-        ]
-        return sorted(found, key=lambda scan: scan.facts.record.announced_unix_seconds if scan.facts.record else 0.0)
+        scans = self.scans.values() if session is None else self.of_session(session)
+        return sorted((scan for scan in scans if scan.facts.is_unfinished), key=_announced)
+
+    def of_session(self, session: str) -> list[KnownScan]:
+        """In the order of their announcement, whatever has become of them."""
+        found = [scan for scan in self.scans.values() if scan.facts.record and scan.facts.record.session == session]
+        return sorted(found, key=_announced)
 
     def begun(self) -> set[UUID]:
         """The scans that are under way, of all sessions: every MPI job has its part in them."""
@@ -100,3 +99,7 @@ class ScanBook:
     def close(self) -> None:
         self._watch.close()
         self._news.close()
+
+
+def _announced(scan: KnownScan) -> float:
+    return scan.facts.record.announced_unix_seconds if scan.facts.record else 0.0

@@ -13,7 +13,7 @@ from mpistream.launch.supervision import Program, SupervisedProgram
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, CoordinationError, ScanFailed
 from mpistream.model.geometry import SECTORS
-from mpistream.transport import interface
+from mpistream.transport.interface import own_address
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -80,11 +80,17 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def own_address(config: Config) -> str:
-    """An address of this machine at which the other nodes of the job reach it."""
-    if "SLURM_JOB_ID" not in os.environ or config.network.interface or config.network.host:
-        return interface.own_address(config.network)
-    return socket.gethostbyname(socket.gethostname())
+def own_host(config: Config) -> str:
+    """An address of this machine at which the other nodes of the job reach it. Raises ConfigError."""
+    if config.network.interface is not None or "SLURM_JOB_ID" not in os.environ:
+        return own_address(config.network)
+    try:
+        return socket.gethostbyname(socket.gethostname())  # [network] host is another machine's
+    except OSError as error:
+        raise ConfigError(
+            f"the address of this node is not known: {error}",
+            "name its card in [network] interface of the configuration",
+        ) from error
 
 
 def with_configuration(command: tuple[str, ...], given: Path, own: Path) -> tuple[str, ...]:

@@ -1,0 +1,109 @@
+"""What a batch job does in the modes of many scans: a series in time, a series of tilts."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from mpistream.launch.announcement import ScanRequest
+from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
+from mpistream.launch.cluster.programs import Scans, is_whole, request_scan
+from mpistream.launch.cluster.record import say
+from mpistream.launch.scan_follower import ScanEnd
+from mpistream.model.errors import ConfigError, ScanFailed, StorageError
+from mpistream.storage.series import write_series
+from mpistream.storage.tilt_index import write_tilt_index
+
+#: So many scans of a series in time are announced ahead of the one that is under way: there is no gap between them.
+_AHEAD = 2
+
+#: Of each scan by its number: how it ended; None where it has no dataset.
+Ends = dict[int, ScanEnd | None]
+
+
+def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float, is_joined: bool) -> ProgramEnd:
+    """Many scans one behind the other: one file each, or one dataset with a time axis beside the folder of these."""
+    folder = scans.output.with_suffix(".scans") if is_joined else scans.output
+    _make_folder(folder)
+    run.wait_until_served()
+    began, width = time.monotonic(), len(str(number - 1))
+
+    def requests() -> Iterator[ScanRequest]:
+        for index in range(number):
+            run.wait_until(lambda due=began + index * interval_seconds: time.monotonic() >= due)  # type: ignore[misc]
+            source = _filled(scans.source, index=index)
+            yield request_scan(run, scans, source, folder / f"scan-{index:0{width}d}.h5", time_index=index)
+
+    ends = _one_behind_the_other(run, requests(), _AHEAD)
+    datasets = [Path(end.summary.dataset) for end in ends.values() if end is not None]
+    if is_joined and datasets:
+        say(f"joining {len(datasets)} scans in {scans.output}")
+        write_series(datasets, scans.output, scans.overwrite or run.allocation.restarts > 0)
+    return _end_of_all(ends, scans.output)
+
+
+def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> ProgramEnd:
+    """One scan per tilt angle, and their index. The next one is announced when the last has ended: the stage moves."""
+    _make_folder(scans.output)
+    width = len(str(len(tilts_degrees) - 1))
+    paths = [scans.output / f"tilt-{index:0{width}d}.h5" for index in range(len(tilts_degrees))]
+
+    def requests() -> Iterator[ScanRequest]:
+        for index, (tilt, path) in enumerate(zip(tilts_degrees, paths, strict=True)):
+            source = _filled(scans.source, index=index, tilt=tilt)
+            yield request_scan(run, scans, source, path, tilt_index=index, tilt_degrees=tilt)
+
+    ends = _one_behind_the_other(run, requests(), 0)
+    index_path = scans.output / "tilts.h5"
+    if any(ends.values()):
+        write_tilt_index(paths, tilts_degrees, index_path, scans.overwrite or run.allocation.restarts > 0)
+        say(f"the index of all tilts: {index_path}")
+    return _end_of_all(ends, scans.output)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the folder {folder} cannot be made: {error.strerror}", "give another --output") from error
+
+
+def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead: int) -> Ends:
+    """Announces scans while those before are under way; one that fails does not end the series."""
+    ends: Ends = {}
+    announced: deque[tuple[int, UUID]] = deque()
+
+    def follow_first() -> None:
+        index, uid = announced.popleft()
+        try:
+            ends[index] = run.follow(uid)
+        except ScanFailed as failure:
+            say(f"scan {index} of the series, {uid}, has no dataset: {failure.message}; {failure.remedy}")
+            ends[index] = None
+
+    for index, request in enumerate(requests):
+        while len(announced) > ahead:
+            follow_first()
+        announced.append((index, run.announce(request)))
+    while announced:
+        follow_first()
+    return ends
+
+
+def _end_of_all(ends: Ends, output: Path) -> ProgramEnd:
+    datasets = [end for end in ends.values() if end is not None]
+    whole = sum(map(is_whole, datasets))
+    text = f"{output}: {len(datasets)} of {len(ends)} scans have a dataset, {whole} a complete one"
+    if not datasets:
+        return ProgramEnd(text, FAILED)
+    return ProgramEnd(text, DONE if whole == len(ends) else NOT_WHOLE)
+
+
+def _filled(source: str, **values: float) -> str:
+    """``source`` with {index} and {tilt} filled in; ``{index:03d}`` works as in Python. Raises ConfigError."""
+    try:
+        return source.format(**values)
+    except (KeyError, ValueError, IndexError) as error:
+        names = " and ".join(f"{{{name}}}" for name in values)
+        raise ConfigError(f"the source {source!r} cannot be filled in: {error!r}", f"it may hold {names}") from None
