@@ -141,3 +141,17 @@ def test_where_journals_go(request_: ScanRequest, tmp_path: Path) -> None:
     assert draft.journals == str(fast / f"scan.h5.journal.{draft.uid.hex}")
     assert draft.durability is Durability.FSYNC
     assert list(fast.iterdir()) == []
+
+
+def test_a_recording_is_not_counted_and_lies_beside_its_output(request_: ScanRequest, tmp_path: Path) -> None:
+    (tmp_path / "fast").mkdir()
+    config = Config.load(None, {"journal.directory": str(tmp_path / "fast")})
+    draft, _ = draft_scan(replace(request_, recording=True), config)
+    assert draft.recording
+    assert Path(draft.journals).parent == tmp_path
+    for counting in (CountingParameters(background=1, xray=2), CountingParameters(centroids=True)):
+        with pytest.raises(ConfigError, match=r"so it has no (background, xray|centroids)") as caught:
+            draft_scan(replace(request_, recording=True, counting=counting), config)
+        assert "--source raw:" in caught.value.remedy
+    with pytest.raises(ConfigError, match="so it has no thresholds"):
+        draft_scan(replace(request_, recording=True, thresholds=tmp_path / "x.json"), config)
