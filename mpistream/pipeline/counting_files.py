@@ -10,11 +10,12 @@ Every rank has a run of consecutive blocks. The dataset is that of streaming, ar
 
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,15 +92,34 @@ def _count(comm: MPI.Comm, config: Config, record: ScanRecord, show: Show) -> Sc
         reduction = ScanReduction.prepare(record)
     with ExitStack() as opened:
         ends, sources = _open_sectors(comm, record, blocks, opened)
-        reduction.set_thresholds(*_thresholds(comm, record, reduction, sources, blocks))
+        with _at_most(config.watchdog.assembly_seconds, "calibrating"):
+            reduction.set_thresholds(*_thresholds(comm, record, reduction, sources, blocks))
         seconds_reading = [0.0] * SECTORS
-        counted = _count_blocks(comm, reduction, sources, blocks, seconds_reading, show)
+        progress = _JobProgress(comm, show, config.stream.patience_seconds)
+        counted = _count_blocks(reduction, sources, blocks, seconds_reading, progress)
     ends = _with_seconds(comm, ends, seconds_reading)
     scan = CountedScan(reduction, ends, counted, reduction.diffraction_sum, (), Path(record.output), attempt)
-    show("gathering", {})
-    gathered = gather_scan(comm, config, scan)
-    show("writing", {})
-    return write_scan(comm, config, scan, gathered, job, ingest="read")
+    with _at_most(config.watchdog.assembly_seconds, "gathering and writing"):
+        show("gathering", {})
+        gathered = gather_scan(comm, config, scan)
+        show("writing", {})
+        return write_scan(comm, config, scan, gathered, job, ingest="read")
+
+
+@contextmanager
+def _at_most(seconds: float, what: str) -> Iterator[None]:
+    """Ends the job if ``what`` the ranks do together takes longer: one of them may be stopped, or its disk silent."""
+    error = ScanFailed(
+        f"{what} has taken longer than {seconds:g} s; ending the MPI job",
+        "look after its nodes and the file system, or raise [watchdog] assembly_seconds",
+    )
+    timer = threading.Timer(seconds, abort, [error])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _names() -> tuple[str, str]:
@@ -182,18 +202,16 @@ def _samples(
 
 
 def _count_blocks(
-    comm: MPI.Comm,
     reduction: ScanReduction,
     sources: list[SectorSource],
     blocks: range,
     seconds_reading: list[float],
-    show: Show,
+    progress: "_JobProgress",
 ) -> list[JournaledBlock]:
     """Counts this rank's blocks while the next ones are read; returns when all ranks have theirs, on rank 0.
 
-    Raises SourceError on the rank concerned alone, which must then end the job.
+    Raises SourceError or ScanFailed on the rank concerned alone, which must then end the job.
     """
-    progress = _JobProgress(comm, show)
     counted: list[JournaledBlock] = []
     for block in _read_ahead(read_blocks(reduction.record, sources, blocks, reduction.assemble, seconds_reading)):
         done = reduction.count(block)
@@ -223,11 +241,12 @@ def _with_seconds(comm: MPI.Comm, ends: tuple[SectorEnd, ...], seconds_reading: 
 class _JobProgress:
     """What all ranks have counted, known to rank 0: each of the others sends it a small message now and then."""
 
-    def __init__(self, comm: MPI.Comm, show: Show) -> None:
-        self._comm, self._show = comm, show
+    def __init__(self, comm: MPI.Comm, show: Show, patience_seconds: float) -> None:
+        self._comm, self._show, self._patience_seconds = comm, show, patience_seconds
         self._own = np.zeros(3, np.int64)  # frames, raw bytes, 1 once the rank has finished
         self._of_ranks = np.zeros((comm.size, 3), np.int64)
         self._next = 0.0
+        self._last_news = time.monotonic()
         self._sent: tuple[MPI.Request, np.ndarray] | None = None
 
     def add(self, frames: int, raw_bytes: int) -> None:
@@ -238,7 +257,9 @@ class _JobProgress:
             self._tell()
 
     def finish(self) -> None:
-        """This rank has counted everything; on rank 0, returns when all have."""
+        """This rank has counted everything; on rank 0, returns when all have. Raises ScanFailed there where nothing
+        is counted any more.
+        """
         self._own[2] = 1
         if self._comm.rank:
             if self._sent is not None:
@@ -249,6 +270,12 @@ class _JobProgress:
         while not self._of_ranks[:, 2].all():
             time.sleep(_TURN_SECONDS)
             self._tell()
+            if time.monotonic() - self._last_news > self._patience_seconds:
+                waiting = ", ".join(map(str, np.flatnonzero(self._of_ranks[:, 2] == 0)))
+                raise ScanFailed(
+                    f"nothing was counted for {self._patience_seconds:g} s, and rank {waiting} has not finished",
+                    "look after its node and the file system; [stream] patience_seconds is how long is waited",
+                )
 
     def _tell(self) -> None:
         if self._comm.rank == 0:
@@ -258,8 +285,11 @@ class _JobProgress:
             self._sent = self._comm.Isend(message, 0, _PROGRESS_TAG), message
 
     def _collect(self) -> None:
-        self._of_ranks[0] = self._own
+        if (self._of_ranks[0] != self._own).any():
+            self._of_ranks[0] = self._own
+            self._last_news = time.monotonic()
         while self._comm.Iprobe(MPI.ANY_SOURCE, _PROGRESS_TAG, status := MPI.Status()):
             self._comm.Recv(self._of_ranks[status.source], status.source, _PROGRESS_TAG)
+            self._last_news = time.monotonic()
         frames, raw_bytes, _ = self._of_ranks.sum(axis=0).tolist()
         self._show("counting", {"frames": frames, "raw_bytes": raw_bytes})

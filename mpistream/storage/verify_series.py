@@ -20,9 +20,7 @@ def verify_series(path: Path) -> Verification:
     with whole_series(path) as series:
         checks = [_check_order(series)]
         if checks[0].outcome == "good":
-            checks += [
-                _check_scan(scan, time_index) for scan, time_index in zip(series, series.time_indices, strict=True)
-            ]
+            checks += [_check_scan(series, place) for place in range(len(series))]
         return Verification(path, "", series.n_frames, series.n_electrons, tuple(checks))
 
 
@@ -57,9 +55,13 @@ def _contradictions(series: Series) -> Iterator[str]:
                 break
 
 
-def _check_scan(scan: Dataset, time_index: int) -> Check:
+def _check_scan(series: Series, place: int) -> Check:
     """The worst that any check of a dataset finds."""
-    name, checks = f"scan {time_index}", inspect_dataset(scan)
+    time_index = series.time_indices[place]
+    scan, name = series.scan(time_index), f"scan {time_index}"
+    if series.table["scan_uid"][place].decode() != scan.scan_uid:
+        return Check(name, "bad", "the table says that it is another scan")
+    checks = [*inspect_dataset(scan), _check_stacks(series, place, scan)]
     for outcome in ("bad", "unknown"):
         found = [f"{check.name}: {check.text}" for check in checks if check.outcome == outcome]
         if found:
@@ -67,3 +69,16 @@ def _check_scan(scan: Dataset, time_index: int) -> Check:
     return Check(
         name, "good", f"{scan.n_frames} frames, {scan.n_electrons} electrons, as in the dataset {scan.scan_uid}"
     )
+
+
+def _check_stacks(series: Series, place: int, scan: Dataset) -> Check:
+    wrong = [
+        leaf
+        for name in layout.STACKED_IMAGES
+        if not np.array_equal(
+            series.read(name, place, place + 1)[0], scan.images[leaf := name.rpartition("/")[2]], equal_nan=True
+        )
+    ]
+    if wrong:
+        return Check("stacks", "bad", f"{', '.join(wrong)}: not the images of the scan")
+    return Check("stacks", "good", "the images of the scan")

@@ -1,16 +1,17 @@
-"""Counts a scan with all ranks; on one of them reading may fail.
+"""Counts a scan with all ranks; on one of them reading may fail, or never come to an end.
 
-``program_count_files SOURCE OUTPUT [FAILING RANK]``
+``program_count_files SOURCE OUTPUT [RANK [fail|stall]]``
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mpi4py import MPI
 
 from mpistream.acquisition.simulator import SimulatedSectorSource
-from mpistream.model.config import Config
+from mpistream.model.config import Config, StreamConfig
 from mpistream.model.errors import SourceError
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord
 from mpistream.pipeline.counting_files import count_source
@@ -22,7 +23,7 @@ COMM = MPI.COMM_WORLD
 def prepare(source: str, output: str) -> tuple[Config, ScanRecord]:
     assert COMM.rank == 0
     record, _ = record_of_source(source, 4, CountingParameters(sample_frames=10), output=output)
-    return Config(), record.model_copy(update={"durability": Durability.NONE})
+    return Config(stream=StreamConfig(patience_seconds=5.0)), record.model_copy(update={"durability": Durability.NONE})
 
 
 @contextmanager
@@ -40,9 +41,18 @@ def fail(self: SimulatedSectorSource, block: int, block_frames: int, buffer: mem
     raise SourceError("the disk does not answer", "look after it")
 
 
-def main(source: str, output: str, failing_rank: str = "") -> None:
-    if failing_rank == str(COMM.rank):
-        SimulatedSectorSource.read_block = fail  # type: ignore[method-assign]
+def stall(self: SimulatedSectorSource, block: int, block_frames: int, buffer: memoryview) -> int:
+    if block > 30:  # not among those that are calibrated from
+        time.sleep(60)
+    return read(self, block, block_frames, buffer)
+
+
+read = SimulatedSectorSource.read_block
+
+
+def main(source: str, output: str, rank: str = "", fault: str = "") -> None:
+    if rank == str(COMM.rank):
+        SimulatedSectorSource.read_block = {"fail": fail, "stall": stall}[fault]  # type: ignore[method-assign]
     summary = count_source(lambda: prepare(source, output), watch)
     assert (summary is not None) == (COMM.rank == 0)
     if summary is not None:

@@ -30,5 +30,11 @@ def test_more_ranks_than_blocks(tmp_path, run_mpi):
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_rank_that_cannot_read_ends_the_job(tmp_path, run_mpi, failing):
     with pytest.raises(AssertionError, match="the disk does not answer"):
-        run_mpi(3, PROGRAM, "sim:20x20", tmp_path / "scan.h5", failing, seconds=60)
+        run_mpi(3, PROGRAM, "sim:20x20", tmp_path / "scan.h5", failing, "fail", seconds=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_stalls_ends_the_job(tmp_path, run_mpi):
+    with pytest.raises(AssertionError, match="nothing was counted for 5 s, and rank 1 has not finished"):
+        run_mpi(2, PROGRAM, "sim:16x16?electrons=20", tmp_path / "scan.h5", 1, "stall", seconds=55)
     assert list(tmp_path.iterdir()) == []

@@ -130,10 +130,13 @@ def test_what_is_wrong_is_said_before_work_begins(cli: CommandLine, sectors: Pat
 
 
 def test_a_rank_that_is_killed_ends_its_job(cli: CommandLine, output: Path) -> None:
-    source = "sim:64x64"
-    command = cli.start("count", "--source", source, "--output", output, *THRESHOLDS, launcher=launcher(2))
-    ranks = wait_until(lambda: [pid for pid, line in cli.processes("count").items() if "-n" not in line], 60, "ranks")
-    os.kill(ranks[-1], signal.SIGKILL)
+    command = cli.start("count", "--source", "sim:64x64", "--output", output, *THRESHOLDS, launcher=launcher(2))
+
+    def ranks() -> list[int]:
+        return [pid for pid, line in cli.processes("count").items() if "-n" not in line.split() and _threads(pid) > 1]
+
+    wait_until(lambda: len(ranks()) == 2, 60, "two ranks")
+    os.kill(ranks()[-1], signal.SIGKILL)
     assert finish(command, 60).status != 0
     assert not output.exists()
 
@@ -148,4 +151,6 @@ def test_an_interrupt_ends_it(cli: CommandLine, output: Path) -> None:
 
 
 def _threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    """1 while it loads modules."""
+    tasks = Path(f"/proc/{pid}/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else 0

@@ -60,7 +60,6 @@ ONLY_IN: dict[str, set[str]] = {
     "zmq": {"transport.sockets"},
     "h5py": {"storage", "acquisition.recording_source", "acquisition.simulation_truth"},
     "msgpack": {"acquisition.camera_messages"},
-    "h5py": {"storage", "acquisition.simulation_truth"},
     "mpi4py": {
         "reduction.gather",
         "reduction.rank_map",

@@ -246,13 +246,30 @@ def damage_table(file):
     file["series"][:] = table
 
 
+def damage_stack(file):
+    file["images/center_of_mass"][3, 2, 2, 0] += 1e-9
+
+
+def damage_uid(file):
+    table = file["series"][:]
+    table["scan_uid"][3] = b"another"
+    file["series"][:] = table
+
+
 def damage_offset(file):
     file["electron_events/offsets"][int(file["series"][1]["first_frame"]) + 2] += 1
 
 
 @pytest.mark.parametrize(
     ("damage", "name"),
-    [(damage_event, "scan 3"), (damage_time, "series"), (damage_table, "series"), (damage_offset, "scan 2")],
+    [
+        (damage_event, "scan 3"),
+        (damage_time, "series"),
+        (damage_table, "series"),
+        (damage_offset, "scan 2"),
+        (damage_stack, "scan 7"),
+        (damage_uid, "scan 7"),
+    ],
 )
 def test_verify_finds_damage(path, tmp_path, damage, name):
     copy = shutil.copy(path, tmp_path / "copy.h5")
