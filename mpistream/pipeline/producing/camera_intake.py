@@ -58,6 +58,7 @@ class CameraIntake:
         self._unjoined: dict[tuple[int, int], CameraGeneration] = {}
         self._scans: list[CameraSector] = []  # in the order in which they began
         self._is_drained = True
+        self._problem = ""
 
     # messages
 
@@ -148,11 +149,12 @@ class CameraIntake:
         for scan in self._scans:
             is_meant = (scan.scan_number, scan.generation) == (opening.scan_number, opening.generation)
             if is_meant and scan.uid is None and not scan.refused:
-                _log.error("scan %d of the camera is dropped: %s", opening.scan_number, reason)
+                self._problem = f"scan {opening.scan_number} of the camera is dropped: {reason}"
+                _log.error("%s", self._problem)
                 scan.refuse(reason)
 
     def follow(self, book: ScanBook) -> None:
-        """Takes part in the scans that etcd knows of, announces others, lets go of those that are over."""
+        """Takes part in the scans that etcd knows of, lets go of those that are over."""
         now = self._now()
         for key, known in list(self._unjoined.items()):
             assert known.uid is not None
@@ -163,9 +165,7 @@ class CameraIntake:
                 del self._unjoined[key]
                 self._join(known, facts.record, now)
         for scan in self._scans:
-            if scan.uid is None:
-                self._ask_for(scan, now)
-            elif scan.uid in book.over and not scan.refused:
+            if scan.uid in book.over and not scan.refused:
                 scan.let_go(is_over=True)
                 scan.refuse("it is over")
         self._scans = [scan for place, scan in enumerate(self._scans) if not self._is_done_with(place, scan, now)]
@@ -175,6 +175,8 @@ class CameraIntake:
         waiting = [scan for scan in of_number if scan.uid is None and not scan.refused and not scan.has_ended]
         scan = waiting[-1] if waiting else self._new_scan(known.scan_number, 0, record.rows, record.columns, now)
         scan.uid, scan.generation = known.uid, known.generation
+        scan.rows, scan.columns = record.rows, record.columns
+        self._problem = ""
         for earlier in of_number:
             if earlier is not scan and not earlier.has_ended:
                 self._finish(earlier, "its number is used again")
@@ -187,12 +189,13 @@ class CameraIntake:
             scan.is_asked_for = True
             self._announcer.announce(scan.opening)
 
-    def look_for_ends(self) -> None:
-        """Not while messages wait."""
-        if not self._is_drained:
-            return
+    def look(self) -> None:
+        """Announces what has begun; says what has ended, unless messages wait."""
         now = self._now()
         for scan in self._scans:
+            if scan.uid is None:
+                self._ask_for(scan, now)
+        for scan in self._scans if self._is_drained else ():
             known = self._generations.get(scan.scan_number, scan.generation)
             others_have_ended = known is not None and bool(known.ended)
             if how := scan.look_for_end(now, others_have_ended):
@@ -285,7 +288,6 @@ class CameraIntake:
         return min((scan.end.settling_seconds for scan in self._scans if not scan.has_ended), default=1.0)
 
     def status(self) -> dict[str, int | str]:
-        refused = {scan.refused: scan.scan_number for scan in self._scans if scan.refused and scan.uid is None}
-        problems = [f"scan {number} of the camera is dropped: {reason}" for reason, number in refused.items()]
+        """``camera_problem``: why scans are dropped, until one is not."""
         counts = {f"camera_{name}": count for name, count in vars(self.counts).items()}
-        return {**counts, "camera_problem": "; ".join(problems)}
+        return {**counts, "camera_problem": self._problem}
