@@ -278,6 +278,42 @@ def test_a_restarted_producer_goes_on_with_the_scan_and_remembers_what_had_ended
     assert len(world.records()) == 1
 
 
+def test_after_a_restart_the_latest_of_many_generations_counts(world: World) -> None:
+    for _ in range(11):
+        for sector in world.sectors:
+            sector.push(*scan_headers(5, sector.sector))
+        world.settle()
+        world.passes(SILENCE)
+    half = scan_headers(5, 0)[:6]
+    world.sectors[0].push(*half)
+    world.settle()
+    again = Sector(world, 0, world.config)
+    again.settle()
+    assert [scan.generation for scan in again.scans] == list(range(1, 13))
+    assert [scan.has_ended for scan in again.scans] == [True] * 11 + [False]
+    again.push(*scan_headers(5, 0)[6:])
+    again.settle()
+    assert again.scans[-1].source is not None
+    assert again.scans[-1].source.frames_came == 6
+
+
+def test_news_of_an_earlier_generation_changes_nothing(world: World) -> None:
+    """The watches of etcd may tell of it later than of the one that follows."""
+    sector = world.sectors[0]
+    sector.push(*scan_headers(5, 0))
+    world.settle()
+    world.passes(SILENCE)
+    sector.push(*scan_headers(5, 0)[:6])
+    world.settle()
+    again = Sector(world, 0, world.config)
+    pairs = sorted(world.etcd.below("camera/").items(), reverse=True)
+    again.intake = CameraIntake(world.config, 0, again.inlet, again.intake._announcer, world.clock)  # type: ignore[arg-type]
+    for key, value in pairs:
+        again.intake.take_change((key, value))
+        again.turn()
+    assert [(scan.generation, scan.has_ended) for scan in again.scans] == [(1, True), (2, False)]
+
+
 def test_without_an_open_session_everything_is_dropped_and_said() -> None:
     world = World()
     world.open_session("morning")

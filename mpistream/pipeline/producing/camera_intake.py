@@ -156,7 +156,7 @@ class CameraIntake:
     def follow(self, book: ScanBook) -> None:
         """Takes part in the scans that etcd knows of, lets go of those that are over."""
         now = self._now()
-        for key, known in list(self._unjoined.items()):
+        for key, known in sorted(self._unjoined.items()):
             assert known.uid is not None
             facts = book.get(known.uid)
             if known.uid in book.over:
@@ -172,15 +172,20 @@ class CameraIntake:
 
     def _join(self, known: CameraGeneration, record: ScanRecord, now: float) -> None:
         of_number = [scan for scan in self._scans if scan.scan_number == known.scan_number]
-        waiting = [scan for scan in of_number if scan.uid is None and not scan.refused and not scan.has_ended]
+        earlier = [scan for scan in of_number if scan.generation <= known.generation and not scan.has_ended]
+        waiting = [scan for scan in earlier if scan.uid is None and not scan.refused]
         scan = waiting[-1] if waiting else self._new_scan(known.scan_number, 0, record.rows, record.columns, now)
         scan.uid, scan.generation = known.uid, known.generation
         scan.rows, scan.columns = record.rows, record.columns
         self._problem = ""
-        for earlier in of_number:
-            if earlier is not scan and not earlier.has_ended:
-                self._finish(earlier, "its number is used again")
-        if self._sector in known.ended:
+        for before in earlier:
+            if before is not scan:
+                self._finish(before, "its number is used again")
+        if any(other.generation > known.generation for other in of_number):
+            self._scans.remove(scan)
+            self._scans.insert(0, scan)  # the one that began last is that of its number
+            self._finish(scan, "its number is used again")
+        elif self._sector in known.ended:
             scan.finish()
 
     def _ask_for(self, scan: CameraSector, now: float) -> None:
