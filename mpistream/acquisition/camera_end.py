@@ -31,12 +31,18 @@ class SectorEndDetector:
     last_message: float | None = None
     _threads: dict[int, _Thread] = field(default_factory=dict)
 
-    def frame_came(self, thread_id: int, announced: int | None, is_first: bool, now: float) -> None:
-        """``is_first``: it is no duplicate. ``announced``: how many frames its thread sends in all, if it says so."""
-        thread = self._threads.setdefault(thread_id, _Thread())
+    def heard(self, thread_id: int, now: float) -> None:
+        """A message has come."""
+        self._threads.setdefault(thread_id, _Thread())
+        self.last_message = now
+
+    def frame_came(self, thread_id: int, announced: int | None, is_first: bool) -> None:
+        """What was heard is a frame of the scan. ``is_first``: it is no duplicate. ``announced``: how many frames its
+        thread sends in all, if it says so.
+        """
+        thread = self._threads[thread_id]
         thread.came += is_first
         thread.announced = announced
-        self.last_message = now
 
     def thread_left(self, thread_id: int) -> None:
         """The thread has gone on to a later scan."""

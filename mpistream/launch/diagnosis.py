@@ -84,6 +84,7 @@ def _of_senders(view: DeploymentView) -> Iterator[str]:
                 f"the producer of sector {producer.status['sector']} goes by routing table {table}; "
                 f"the latest is {view.table.version}"
             )
+    yield from dict.fromkeys(filter(None, (producer.status.get("camera_problem") for producer in view.producers)))
     for aggregator in view.aggregators:
         yield from _silent(f"aggregator {aggregator.name}", aggregator)
         if refused := aggregator.status.get("refused"):

@@ -5,7 +5,7 @@ A message is a msgpack array and the uint16 pixels of one sector of one frame.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import msgpack
 import numpy as np
@@ -23,6 +23,10 @@ class RasterScan(MadeUpScan):
     @cached_property
     def position(self) -> npt.NDArray[np.int64]:
         return np.repeat(np.arange(self.rows * self.columns), self.frames_per_position)
+
+    @cache  # noqa: B019
+    def frame(self, number: int) -> npt.NDArray[np.uint16]:
+        return super().frame(number)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class CameraIntake:
         self._unjoined: dict[tuple[int, int], CameraGeneration] = {}
         self._scans: list[CameraSector] = []  # in the order in which they began
         self._is_drained = True
+        self._problem = ""
 
     # messages
 
@@ -148,13 +149,14 @@ class CameraIntake:
         for scan in self._scans:
             is_meant = (scan.scan_number, scan.generation) == (opening.scan_number, opening.generation)
             if is_meant and scan.uid is None and not scan.refused:
-                _log.error("scan %d of the camera is dropped: %s", opening.scan_number, reason)
+                self._problem = f"scan {opening.scan_number} of the camera is dropped: {reason}"
+                _log.error("%s", self._problem)
                 scan.refuse(reason)
 
     def follow(self, book: ScanBook) -> None:
-        """Takes part in the scans that etcd knows of, announces others, lets go of those that are over."""
+        """Takes part in the scans that etcd knows of, lets go of those that are over."""
         now = self._now()
-        for key, known in list(self._unjoined.items()):
+        for key, known in sorted(self._unjoined.items()):
             assert known.uid is not None
             facts = book.get(known.uid)
             if known.uid in book.over:
@@ -163,22 +165,27 @@ class CameraIntake:
                 del self._unjoined[key]
                 self._join(known, facts.record, now)
         for scan in self._scans:
-            if scan.uid is None:
-                self._ask_for(scan, now)
-            elif scan.uid in book.over and not scan.refused:
+            if scan.uid in book.over and not scan.refused:
                 scan.let_go(is_over=True)
                 scan.refuse("it is over")
         self._scans = [scan for place, scan in enumerate(self._scans) if not self._is_done_with(place, scan, now)]
 
     def _join(self, known: CameraGeneration, record: ScanRecord, now: float) -> None:
         of_number = [scan for scan in self._scans if scan.scan_number == known.scan_number]
-        waiting = [scan for scan in of_number if scan.uid is None and not scan.refused and not scan.has_ended]
+        earlier = [scan for scan in of_number if scan.generation <= known.generation and not scan.has_ended]
+        waiting = [scan for scan in earlier if scan.uid is None and not scan.refused]
         scan = waiting[-1] if waiting else self._new_scan(known.scan_number, 0, record.rows, record.columns, now)
         scan.uid, scan.generation = known.uid, known.generation
-        for earlier in of_number:
-            if earlier is not scan and not earlier.has_ended:
-                self._finish(earlier, "its number is used again")
-        if self._sector in known.ended:
+        scan.rows, scan.columns = record.rows, record.columns
+        self._problem = ""
+        for before in earlier:
+            if before is not scan:
+                self._finish(before, "its number is used again")
+        if any(other.generation > known.generation for other in of_number):
+            self._scans.remove(scan)
+            self._scans.insert(0, scan)  # the one that began last is that of its number
+            self._finish(scan, "its number is used again")
+        elif self._sector in known.ended:
             scan.finish()
 
     def _ask_for(self, scan: CameraSector, now: float) -> None:
@@ -187,12 +194,13 @@ class CameraIntake:
             scan.is_asked_for = True
             self._announcer.announce(scan.opening)
 
-    def look_for_ends(self) -> None:
-        """Not while messages wait."""
-        if not self._is_drained:
-            return
+    def look(self) -> None:
+        """Announces what has begun; says what has ended, unless messages wait."""
         now = self._now()
         for scan in self._scans:
+            if scan.uid is None:
+                self._ask_for(scan, now)
+        for scan in self._scans if self._is_drained else ():
             known = self._generations.get(scan.scan_number, scan.generation)
             others_have_ended = known is not None and bool(known.ended)
             if how := scan.look_for_end(now, others_have_ended):
@@ -285,7 +293,6 @@ class CameraIntake:
         return min((scan.end.settling_seconds for scan in self._scans if not scan.has_ended), default=1.0)
 
     def status(self) -> dict[str, int | str]:
-        refused = {scan.refused: scan.scan_number for scan in self._scans if scan.refused and scan.uid is None}
-        problems = [f"scan {number} of the camera is dropped: {reason}" for reason, number in refused.items()]
+        """``camera_problem``: why scans are dropped, until one is not."""
         counts = {f"camera_{name}": count for name, count in vars(self.counts).items()}
-        return {**counts, "camera_problem": "; ".join(problems)}
+        return {**counts, "camera_problem": self._problem}

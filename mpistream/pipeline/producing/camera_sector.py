@@ -33,7 +33,7 @@ class CameraCounts:
     dropped: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class CameraSector:
     """``uid`` is None until etcd has told of the scan.
 
@@ -69,15 +69,18 @@ class CameraSector:
     def take(self, header: CameraHeader, pixels: memoryview, now: float) -> None:
         if header.scan_shape != (self.rows, self.columns):
             self.counts.bad += 1
-        elif self.refused:
+            return
+        self.end.heard(header.thread_id, now)
+        if self.refused:
             self.counts.unclaimed += 1
-            self.end.last_message = now
         elif self.source is None:
-            self.end.last_message = now
             self._keep(header, pixels)
         else:
-            outcome = self.source.offer(header, pixels)
-            self.end.frame_came(header.thread_id, header.frames_this_thread, outcome is not Outcome.DUPLICATE, now)
+            self._offer(self.source, header, pixels)
+
+    def _offer(self, source: CameraSectorSource, header: CameraHeader, pixels: memoryview) -> None:
+        outcome = source.offer(header, pixels)
+        self.end.frame_came(header.thread_id, header.frames_this_thread, outcome is not Outcome.DUPLICATE)
 
     def _keep(self, header: CameraHeader, pixels: memoryview) -> None:
         self.first_frame.narrow(header)
@@ -93,10 +96,9 @@ class CameraSector:
     def prepare(self, record: ScanRecord, source: CameraSectorSource, supply: LiveBlocks) -> None:
         """What came so far, and what will come, becomes blocks."""
         self.supply, self.source = supply, source
-        self.rows, self.columns = record.rows, record.columns
         waiting, self._waiting = self._waiting, []
         for header, pixels in waiting:
-            self.take(header, pixels, self.end.last_message or self.end.began)
+            self._offer(source, header, pixels)
         if self.has_ended:
             source.end()
 

@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 _TURN_SECONDS = 0.25
 _IDLE_TURN_SECONDS = 1.0
 _STATUS_SECONDS = 1.0
+#: Blocks that go on in a turn in which messages of the camera came in, one block at most: nothing queues up.
+_CAMERA_BLOCKS = 4
 
 
 def run_producer(
@@ -154,12 +156,20 @@ class Producer:
         has_received = self.camera is not None and self._take_from(self.camera)
         self._follow_scans()
         self._take_answers()
+        blocks = _CAMERA_BLOCKS if has_received else 1
         for uid, stream in list(self._streams.items()):
-            self._guarded(uid, stream.sender.capture)
+            self._repeat(blocks, uid, stream.sender.capture)
         current = self._current()
-        has_sent = current is not None and self._guarded(current, self._streams[current].send_next)
+        has_sent = current is not None and self._repeat(blocks, current, self._streams[current].send_next)
         self._say_status(current)
         return has_sent or has_received
+
+    def _repeat(self, times: int, uid: UUID, step: Callable[[], bool]) -> bool:
+        """As long as there is something to be done; False where there was nothing."""
+        done = 0
+        while done < times and self._guarded(uid, step):
+            done += 1
+        return done > 0
 
     def _take_from(self, camera: CameraIntake) -> bool:
         """Messages of the camera in; False where there was none."""
@@ -167,7 +177,7 @@ class Producer:
         has_received = camera.receive()
         for record in camera.to_prepare(self.book):
             self._guarded(record.uid, partial(camera.prepare, record))
-        camera.look_for_ends()
+        camera.look()
         camera.capture()
         return has_received
 
