@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.slurm.cluster import NODES, Cluster
 
 from mpistream.launch.cluster.slurm import Slurm, fields_of
+from tests.slurm.cluster import NODES, Cluster
 from tests.system.command_line import endpoint_in, etcdctl, wait_until
 
 Submit = Callable[..., Any]
