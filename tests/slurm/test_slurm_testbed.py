@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from mpistream.launch.supervisor import config_of
 from tests.slurm.cluster import NODES, Cluster
-from tests.system.command_line import CommandLine, etcd_values, finish, kill, nothing_is_left, wait_until
+from tests.system.command_line import CommandLine, endpoint_in, etcd_values, finish, kill, nothing_is_left, wait_until
 from tests.system.datasets import event_arrays, summed_arrays
 
 SCAN = ("--source", "sim:8x9?flyback=yes&loss=0.02&seed=3", "--background", 60, "--xray", 2000)
@@ -104,14 +105,17 @@ def host_processes(folder: Path) -> dict[int, str]:
 
 @contextmanager
 def second_testbed(folder: Path, **environment: str) -> Iterator[Cluster]:
-    """With two nodes; the network as it was before is there after."""
+    """With two nodes. Its processes, network and mounts are gone after."""
     cli = CommandLine(folder)
     cli.environment.update(environment)
-    before = interfaces_and_mounts()
     with nothing_is_left(str(folder)):
         cli.run("testbed", "slurm", "up", "--nodes", 2).succeeded()
-        yield Cluster(folder / "testbed", cli)
-    wait_until(lambda: interfaces_and_mounts() == before, 15, "the network and mounts of before")
+        second = Cluster(folder / "testbed", cli)
+        link = f"mpistream{endpoint_in(second.config).split('.')[2]}"
+        assert link in psutil.net_if_addrs()
+        yield second
+    wait_until(lambda: link not in psutil.net_if_addrs(), 30, "the network's end")
+    assert str(folder) not in Path("/proc/self/mounts").read_text()
 
 
 def end(cluster: Cluster, step: "subprocess.Popen[str]") -> None:
@@ -119,12 +123,6 @@ def end(cluster: Cluster, step: "subprocess.Popen[str]") -> None:
     cluster.cli.run("testbed", "slurm", "down").succeeded()
     step.kill()
     step.communicate()
-
-
-def interfaces_and_mounts() -> tuple[str, str]:
-    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True, timeout=20).stdout
-    names = sorted(line.split(": ")[1].partition("@")[0] for line in links.splitlines())
-    return " ".join(names), Path("/proc/self/mounts").read_text()
 
 
 @pytest.mark.usefixtures("cluster")

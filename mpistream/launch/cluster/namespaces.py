@@ -190,9 +190,11 @@ def _reserve(preferred: str) -> tuple[socket.socket, int]:
 def _hold(kinds: list[str]) -> Child:
     """A process that does nothing in namespaces of its own.
 
-    As the first process of a namespace of pids it reaps those whose parents have ended.
+    As the first process of a namespace of pids it reaps those whose parents have ended. Elsewhere it has no children:
+    they would outlive it.
     """
-    nothing = ["sh", "-c", "sleep infinity & while :; do wait; done"]
+    reaps = ["sh", "-c", "sleep infinity & while :; do wait; done"]
+    nothing = reaps if "--pid" in kinds else ["sleep", "infinity"]
     command = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", *kinds, "--", *nothing]
     holder = start_child("host", "namespace", command, Path(os.devnull))
     link = "pid_for_children" if "--pid" in kinds else "net"
