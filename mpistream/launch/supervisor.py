@@ -23,7 +23,7 @@ from mpistream.model.errors import CoordinationError, MpistreamError
 _log = logging.getLogger(__name__)
 
 _START_SECONDS = 90.0
-_STOP_SECONDS = 30.0
+_STOP_SECONDS = 60.0
 _TURN_SECONDS = 0.1
 
 

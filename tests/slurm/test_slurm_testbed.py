@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from mpistream.launch.supervisor import config_of
 from tests.slurm.cluster import NODES, Cluster
-from tests.system.command_line import CommandLine, etcd_values, finish, kill, nothing_is_left, wait_until
+from tests.system.command_line import CommandLine, endpoint_in, etcd_values, finish, kill, nothing_is_left, wait_until
 from tests.system.datasets import event_arrays, summed_arrays
 
 SCAN = ("--source", "sim:8x9?flyback=yes&loss=0.02&seed=3", "--background", 60, "--xray", 2000)
@@ -104,20 +105,24 @@ def host_processes(folder: Path) -> dict[int, str]:
 
 @contextmanager
 def second_testbed(folder: Path, **environment: str) -> Iterator[Cluster]:
-    """With two nodes; the network as it was before is there after."""
+    """With two nodes. Its processes, network and mounts are gone after."""
     cli = CommandLine(folder)
     cli.environment.update(environment)
-    before = interfaces_and_mounts()
     with nothing_is_left(str(folder)):
         cli.run("testbed", "slurm", "up", "--nodes", 2).succeeded()
-        yield Cluster(folder / "testbed", cli)
-    wait_until(lambda: interfaces_and_mounts() == before, 15, "the network and mounts of before")
+        second = Cluster(folder / "testbed", cli)
+        link = f"mpistream{endpoint_in(second.config).split('.')[2]}"
+        assert link in psutil.net_if_addrs()
+        yield second
+    wait_until(lambda: link not in psutil.net_if_addrs(), 30, "the network's end")
+    assert str(folder) not in Path("/proc/self/mounts").read_text()
 
 
-def interfaces_and_mounts() -> tuple[str, str]:
-    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True, timeout=20).stdout
-    names = sorted(line.split(": ")[1].partition("@")[0] for line in links.splitlines())
-    return " ".join(names), Path("/proc/self/mounts").read_text()
+def end(cluster: Cluster, step: "subprocess.Popen[str]") -> None:
+    """The testbed. Its Slurm is gone for srun, which runs beside it and would go on asking for a while."""
+    cluster.cli.run("testbed", "slurm", "down").succeeded()
+    step.kill()
+    step.communicate()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -126,8 +131,7 @@ def test_two_testbeds_do_not_meet_and_an_ended_one_leaves_nothing(tmp_path: Path
         assert second.states() == {"c1": "idle", "c2": "idle"}
         step = second.start("srun", "--nodes=2", "--ntasks-per-node=1", "sleep", 300)
         wait_until(lambda: set(second.states().values()) == {"mixed"}, 60, "a running step")
-        second.cli.run("testbed", "slurm", "down").succeeded()
-        finish(step)
+        end(second, step)
         second.cli.run("testbed", "slurm", "status").failed_with()
 
 
@@ -135,7 +139,7 @@ def test_without_its_supervisor_nothing_goes_on(tmp_path: Path) -> None:
     with second_testbed(tmp_path) as second:
         step = second.start("srun", "--nodes=2", "--ntasks-per-node=1", "sleep", 300)
         wait_until(lambda: set(second.states().values()) == {"mixed"}, 60, "a running step")
-        kill(list(second.cli.processes("supervise")))
+        kill(list(second.cli.processes("slurm", "supervise")))
         step.kill()
         step.communicate()
 
@@ -152,8 +156,7 @@ def test_nodes_without_mounts_of_their_own_work_too(tmp_path: Path) -> None:
         assert sorted(second.run(*command).succeeded().stdout.splitlines()) == ["c1 0 4", "c1 1 4", "c2 2 4", "c2 3 4"]
         step = second.start("srun", "--nodes=2", "--ntasks-per-node=1", "sleep", 300)
         wait_until(lambda: set(second.states().values()) == {"mixed"}, 60, "a running step")
-        second.cli.run("testbed", "slurm", "down").succeeded()
-        finish(step)
+        end(second, step)
 
 
 def test_what_cannot_be_is_refused_with_a_remedy(cluster: Cluster, tmp_path: Path) -> None:

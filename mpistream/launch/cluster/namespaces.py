@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -140,11 +141,9 @@ class Network:
     def is_there(self, name: str) -> bool:
         return name in self._holders and self._holders[name].is_running
 
-    def kill(self, name: str) -> None:
-        """Kills every process of the host. Raises MpistreamError where one does not end."""
-        holder = self._holders.pop(name, None)
-        if holder is not None:
-            _end(holder)
+    def kill(self, *names: str) -> None:
+        """Kills every process of these hosts. Raises MpistreamError where one does not end."""
+        _end([holder for name in names if (holder := self._holders.pop(name, None))])
 
     def cut(self, name: str) -> None:
         assert self._switch is not None
@@ -155,12 +154,11 @@ class Network:
         _run(*_inside(self._switch, "net"), "ip", "link", "set", self._port(name), "up")
 
     def remove(self) -> None:
-        for name in list(self._holders):
-            self.kill(name)
+        self.kill(*self._holders)
         if self._switch is not None:
             with contextlib.suppress(MpistreamError):
                 _run("ip", "link", "del", self._link)
-            _end(self._switch)
+            _end([self._switch])
             self._switch = None
         self._reservation.close()
 
@@ -192,9 +190,11 @@ def _reserve(preferred: str) -> tuple[socket.socket, int]:
 def _hold(kinds: list[str]) -> Child:
     """A process that does nothing in namespaces of its own.
 
-    As the first process of a namespace of pids it reaps those whose parents have ended.
+    As the first process of a namespace of pids it reaps those whose parents have ended. Elsewhere it has no children:
+    they would outlive it.
     """
-    nothing = ["sh", "-c", "sleep infinity & while :; do wait; done"]
+    reaps = ["sh", "-c", "sleep infinity & while :; do wait; done"]
+    nothing = reaps if "--pid" in kinds else ["sleep", "infinity"]
     command = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", *kinds, "--", *nothing]
     holder = start_child("host", "namespace", command, Path(os.devnull))
     link = "pid_for_children" if "--pid" in kinds else "net"
@@ -222,23 +222,26 @@ def _inside(holder: Child, *kinds: str) -> list[str]:
     return ["nsenter", *(f"{options[kind]}=/proc/{holder.pid}/ns/{links.get(kind, kind)}" for kind in kinds)]
 
 
-def _end(holder: Child) -> None:
-    """Kills everything in the holder's network namespace, the holder included."""
-    namespace = _namespace(holder.pid, "net")
+def _end(holders: Sequence[Child]) -> None:
+    """Kills everything in the holders' network namespaces, the holders included."""
+    namespaces = {_namespace(holder.pid, "net") for holder in holders} - {"", _namespace(os.getpid(), "net")}
     deadline = time.monotonic() + _END_SECONDS
-    while namespace and (members := _members(namespace)):
+    while members := _members(namespaces):
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise MpistreamError(f"processes {members} do not end", "look at them with ps; they may wait for a disk")
         time.sleep(_TURN_SECONDS)
-    holder.end(0)
+    for holder in holders:
+        holder.end(0)
 
 
-def _members(namespace: str) -> list[int]:
-    """The processes of a network namespace that have not ended."""
-    return [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _namespace(int(pid), "net") == namespace]
+def _members(namespaces: set[str]) -> list[int]:
+    """The processes of these network namespaces that have not ended."""
+    if not namespaces:
+        return []
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _namespace(int(pid), "net") in namespaces]
 
 
 def _run(*command: str) -> None:

@@ -117,11 +117,11 @@ class SlurmTestbed(Testbed):
         if self._slurm.killed(node).exists():
             if not self._network.is_there(node):
                 return False
-            self._end_node(node)
+            self._end_nodes(node)
             self._say(f"node {node} was killed")
             return True
         if not self._network.is_there(node):
-            self._end_node(node)  # what a host without its first process still has
+            self._end_nodes(node)  # what a host without its first process still has
             self._network.add(node)
             self._start_daemon(node)
             self._say(f"node {node} was started again")
@@ -130,10 +130,11 @@ class SlurmTestbed(Testbed):
             self._say(news)
         return bool(news)
 
-    def _end_node(self, node: str) -> None:
-        self._network.kill(node)
-        if daemon := self._daemons.pop(node, None):
-            daemon.child.end(0)
+    def _end_nodes(self, *nodes: str) -> None:
+        self._network.kill(*nodes)
+        for node in nodes:
+            if daemon := self._daemons.pop(node, None):
+                daemon.child.end(0)
 
     @property
     def cannot_live(self) -> tuple[str, ...]:
@@ -149,8 +150,7 @@ class SlurmTestbed(Testbed):
         """Batch jobs are not waited for: what they have journaled is safe. Nor is Slurm, whose state nobody reads."""
         for child in self._children("slurm"):
             child.end(0)
-        for node in list(self._daemons):
-            self._end_node(node)
+        self._end_nodes(*self._network.names)
         super().stop()
         self._network.remove()
 
