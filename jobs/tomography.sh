@@ -69,7 +69,7 @@ command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."
 [[ -r $config ]] ||
     fail "cannot read the configuration $config" "mend the line config=...; all nodes must see the file"
-folder=$(dirname "$output")
+folder=$output
 if ! mkdir -p "$folder" || [[ ! -w $folder ]]; then
     fail "cannot write into $folder" "mend the line output=..., or the permissions of the folder"
 fi
