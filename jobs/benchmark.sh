@@ -2,8 +2,8 @@
 # mpistream, mode benchmark, on perlmutter.
 # Simulated scans through the whole pipeline, and how fast it was.
 #
-# It needs nothing at the microscope: simulated producers and the aggregator run here, beside the ranks. The figures
-# stand at the end of its log, and in etcd.
+# It needs nothing at the microscope: etcd, simulated producers and the aggregator run here, beside the ranks. The
+# figures stand at the end of its log, and in benchmark-NUMBER.json beside it.
 #
 # Submit it with `sbatch FILE`, or let `mpistream job submit benchmark` write and submit it. Then `squeue --me` shows
 # whether it runs, its log is the file named at --output, and `scancel NUMBER` ends it.

@@ -3,7 +3,7 @@
 # A scan at each tilt angle, and an index of them all.
 #
 # The scans are announced one after the other, one for each tilt. What they leave in the folder: a dataset for each,
-# and an index with the angle of each.
+# and an index with the angle of each, tilts.h5.
 #
 # Submit it with `sbatch FILE`, or let `mpistream job submit tomography` write and submit it. Then `squeue --me` shows
 # whether it runs, its log is the file named at --output, and `scancel NUMBER` ends it.
@@ -69,7 +69,7 @@ command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."
 [[ -r $config ]] ||
     fail "cannot read the configuration $config" "mend the line config=...; all nodes must see the file"
-folder=$(dirname "$output")
+folder=$output
 if ! mkdir -p "$folder" || [[ ! -w $folder ]]; then
     fail "cannot write into $folder" "mend the line output=..., or the permissions of the folder"
 fi

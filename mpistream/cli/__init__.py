@@ -13,7 +13,9 @@ from mpistream.model.errors import MpistreamError
 
 
 class LazyGroup(click.Group):
-    """Loads a subcommand's module only when it is called, and turns errors into messages with a remedy."""
+    """Loads a subcommand's module only when it is called. ``lazy``: MODULE, or MODULE:NAME where its name there is
+    another one.
+    """
 
     def __init__(self, *args: Any, lazy: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -27,7 +29,8 @@ class LazyGroup(click.Group):
             return None
         from importlib import import_module
 
-        command: click.Command = getattr(import_module(self._lazy[cmd_name]), cmd_name)
+        module, _, attribute = self._lazy[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute or cmd_name)
         return command
 
 

@@ -36,6 +36,10 @@ _TESTBED = "testbed"
         "submit": "mpistream.cli.job",
         "render": "mpistream.cli.job",
         "sites": "mpistream.cli.job",
+        "list": "mpistream.cli.job_list:list_command",
+        "show": "mpistream.cli.job_list",
+        "cancel": "mpistream.cli.job_list",
+        "run": "mpistream.cli.job_run",
         "plain": "mpistream.cli.job",
     },
 )

@@ -86,7 +86,7 @@ def test_slurm_has_what_was_asked_for(
     [
         ("", ("--nodes", 1 + len(NODES)), "more rank groups than nodes: 5 nodes asked for, Slurm has 4"),
         ("", ("--tasks-per-node", 9), "9 ranks on a node with 8 hardware threads"),
-        ("", ("--dependency", "afterok:999999"), "Job dependency problem"),
+        ("", ("--dependency", "nonsense"), "Job dependency problem"),
         ("", ("--reservation", "nobodys"), "Requested reservation is invalid"),
         ("[scheduler]\npartition = 'nowhere'\n", (), "Invalid partition name"),
         ("[scheduler]\nconstraint = 'gpu'\n", (), "Invalid feature specification"),

@@ -206,6 +206,11 @@ def test_references_by_name_are_known_by_their_kinds() -> None:
     assert checked["pixel_mask"] == str(Path("c.npy").absolute())
 
 
+def test_what_is_0_is_given() -> None:
+    options = {"source": "sim:8x8", "output": "a.h5", "background": 0.0, "xray": 0.0, "centroids": False, "dark": None}
+    assert checked_options(Mode.SINGLE, options).keys() == {"source", "output", "background", "xray"}
+
+
 @pytest.mark.parametrize(
     ("text", "angles"),
     [
@@ -307,6 +312,7 @@ def test_the_options_of_modes_with_files(
     own = words[words.index("--config") + 2 :]
     assert own[:2] == ["--finish-seconds", "30"]
     assert own[3:] == [word.format(output) for word in options]
+    assert output.is_dir() if mode is Mode.TOMOGRAPHY else output.parent.is_dir()
 
 
 def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -> None:

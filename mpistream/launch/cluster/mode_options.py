@@ -45,7 +45,7 @@ _REMOTE_FILES = re.compile(r"files:([A-Za-z0-9_.@-]+):(/.*)")
 
 def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, with absolute paths. Raises ConfigError or SourceError with the remedy."""
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name, value in given.items():
         _check_text(name, value)
     for name in REFERENCE_OPTIONS.keys() & given.keys():
@@ -68,7 +68,7 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     }.get(mode)
     if check is not None:
         check(given)
-    if (mode is not Mode.TOMOGRAPHY) and not (mode is Mode.TIMESERIES and given.get("each")):
+    if mode is not Mode.TOMOGRAPHY and "each" not in given:
         _check_suffix(given.get("output"))
     return given
 
