@@ -127,7 +127,7 @@ class SlurmAllocation:
     def bad_nodes(self, is_interrupted: Callable[[], bool] = _never) -> dict[str, str]:
         bad = self._bad_by_state()
         for node in self._silent([node for node in self.nodes if node not in bad], is_interrupted):
-            bad[node] = f"has not run a task within {PROBE_SECONDS:g} s"
+            bad[node] = "runs no task"
         return bad
 
     def _bad_by_state(self) -> dict[str, str]:
