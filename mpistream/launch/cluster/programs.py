@@ -3,7 +3,7 @@
 docs/modes.md describes them. A program is a function of the run: it returns when the mode has done what it is for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -27,7 +27,7 @@ class Scans:
 
     source: str
     output: Path
-    counting: CountingParameters = CountingParameters()
+    counting: CountingParameters = field(default_factory=CountingParameters)
     overwrite: bool = False
     thresholds: Path | None = None
     recording: bool = False
