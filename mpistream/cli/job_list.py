@@ -144,5 +144,4 @@ def _as_json(view: JobView) -> dict[str, Any]:
     return {**view.job.model_dump(mode="json"), "state": view.state, "reason": view.reason, "remedy": view.remedy}
 
 
-# as a group finds its subcommands: by their names
-globals()["list"] = list_command
+list = list_command  # a lazy group finds its subcommands by their names

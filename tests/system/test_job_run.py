@@ -67,7 +67,7 @@ def test_a_scan_in_hand_is_handed_over_when_time_is_up(scope: Microscope, output
     record = scope.job_of(first)
     assert record.state is BatchJobState.ENDED
     assert uid in record.reason
-    assert "goes on with the next job" in record.remedy
+    assert "another job of the deployment goes on" in record.remedy
     second = scope.job_run("live", "--session", "hand-over")
     scope.wait_for_state(uid, "committed")
     second.send_signal(signal.SIGTERM)

@@ -77,11 +77,12 @@ def test_a_scan_in_hand_is_finished() -> None:
     warned = replace(SERVING, warned_seconds=0.0, seconds_left=150.0, scans_in_hand=1)
     assert decide(warned, RULES) == Decision(Action.WAIT)
     assert decide(replace(warned, scans_in_hand=0), RULES).action is Action.STOP
-    late = decide(replace(warned, warned_seconds=RULES.finish_seconds), RULES)
-    assert (late.action, late.outcome) == (Action.STOP, Outcome.HANDED_OVER)
-    assert decide(replace(warned, warned_seconds=RULES.finish_seconds, may_requeue=True), RULES).outcome is (
-        Outcome.REQUEUE
-    )
+    assert decide(replace(warned, warned_seconds=RULES.finish_seconds), RULES).action is Action.WAIT
+    late = replace(warned, seconds_left=HANDOVER_SECONDS)
+    assert decide(late, RULES).outcome is Outcome.HANDED_OVER
+    assert decide(replace(late, may_requeue=True), RULES).outcome is Outcome.REQUEUE
+    unlimited = replace(warned, seconds_left=None, warned_seconds=RULES.finish_seconds)
+    assert decide(unlimited, RULES).action is Action.STOP
 
 
 def test_a_job_without_a_signal_warns_itself() -> None:

@@ -127,7 +127,7 @@ class SlurmAllocation:
     def bad_nodes(self, is_interrupted: Callable[[], bool] = _never) -> dict[str, str]:
         bad = self._bad_by_state()
         for node in self._silent([node for node in self.nodes if node not in bad], is_interrupted):
-            bad[node] = f"has not run a task within {PROBE_SECONDS:g} s"
+            bad[node] = "runs no task"
         return bad
 
     def _bad_by_state(self) -> dict[str, str]:
@@ -174,17 +174,7 @@ class SlurmAllocation:
         )
 
     def launcher(self, command: Sequence[str], name: str, good: Sequence[str]) -> list[str]:
-        """With srun: it ends with its first rank that fails, and leaves the other nodes alone."""
-        program, *rest = command
-        if Path(program).name != "srun":
-            return list(command)
-        options = ["--kill-on-bad-exit=1", "--overlap", f"--job-name={name}"]
-        if len(good) == len(self.nodes):
-            return [program, *options, *rest]
-        # what the script's own options, or sbatch's, say of the number of nodes and tasks no longer holds
-        forgotten = [f"--unset={variable}" for variable in _SIZES]
-        here = [f"--nodes={len(good)}", f"--nodelist={','.join(good)}"]
-        return ["env", *forgotten, program, *options, *here, *_without_sizes(rest)]
+        return on_nodes(command, name, good, all_nodes=len(good) == len(self.nodes))
 
     def cancel_step(self, name: str) -> None:
         try:
@@ -198,6 +188,22 @@ class SlurmAllocation:
 
     def requeue(self) -> None:
         self._slurm.run("scontrol", "requeue", self.number)
+
+
+def on_nodes(command: Sequence[str], name: str, good: Sequence[str], all_nodes: bool) -> list[str]:
+    """With srun: the step ends with its first rank that fails, shares what an earlier one has left behind, and, unless
+    that is ``all_nodes``, is on the nodes ``good`` only.
+    """
+    program, *rest = command
+    if Path(program).name != "srun":
+        return list(command)
+    options = ["--kill-on-bad-exit=1", "--overlap", f"--job-name={name}"]
+    if all_nodes:
+        return [program, *options, *rest]
+    # what the script's own options, or sbatch's, say of the number of nodes and tasks no longer holds
+    forgotten = [f"--unset={variable}" for variable in _SIZES]
+    here = [f"--nodes={len(good)}", f"--nodelist={','.join(good)}"]
+    return ["env", *forgotten, program, *options, *here, *_without_sizes(rest)]
 
 
 #: Variables of sbatch from which srun takes how many nodes and tasks there are.

@@ -15,7 +15,16 @@ from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.absence import check_present
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.cluster.allocation import Allocation
-from mpistream.launch.cluster.course import Action, Decision, Facts, Outcome, Rules, decide, time_is_short
+from mpistream.launch.cluster.course import (
+    HANDOVER_SECONDS,
+    Action,
+    Decision,
+    Facts,
+    Outcome,
+    Rules,
+    decide,
+    time_is_short,
+)
 from mpistream.launch.cluster.mpi_job import SupervisedMpiJob
 from mpistream.launch.cluster.record import JobRecord, say
 from mpistream.launch.cluster.scan_book import ScanBook
@@ -235,7 +244,7 @@ class BatchRun:
         """Without the program having ended."""
         left = self._what_is_left()
         reason = f"{decision.reason}{': ' + left if left else ''}"
-        remedy = "" if not left else f"it goes on with the next job: mpistream job submit {self._next_mode()} ..."
+        remedy = self._who_goes_on(decision.outcome) if left else ""
         is_live = self.order.mode is Mode.LIVE
         match decision.outcome:
             case Outcome.REQUEUE:
@@ -247,8 +256,13 @@ class BatchRun:
             case _:
                 return self._end(BatchJobState.FAILED, reason, remedy or "submit it again", FAILED)
 
-    def _next_mode(self) -> str:
-        return str(self.order.mode if self.order.mode is not Mode.FILEBASED else Mode.LIVE)
+    def _who_goes_on(self, outcome: Outcome | None) -> str:
+        if outcome is Outcome.REQUEUE:
+            return "this job goes on with it when it begins again"
+        session = self.order.session or "NAME"
+        return (
+            f"another job of the deployment goes on with it: mpistream job submit live --session {session} --site SITE"
+        )
 
     def _what_is_left(self) -> str:
         if self._book is None:
@@ -326,17 +340,17 @@ class BatchRun:
 
     def _look_at_time(self) -> None:
         """The job is warned once, by a signal or by itself: what has begun by then is in hand."""
-        ends_by = self.allocation.ends_by_unix_seconds()
+        ends_by, rules = self.allocation.ends_by_unix_seconds(), self.order.rules
         self._record.update(ends_by_unix_seconds=ends_by)
-        is_short = ends_by is not None and time_is_short(ends_by - time.time(), self.order.rules)
-        why = self._warning or ("the time limit is near" if is_short else "")
+        seconds_left = None if ends_by is None else ends_by - time.time()
+        why = self._warning or ("the time limit is near" if time_is_short(seconds_left, rules) else "")
         if self._warned is not None or not why:
             return
         self._warned = time.monotonic()
         self._in_hand = frozenset(self._book.begun()) if self._book else frozenset()
-        seconds = self.order.rules.finish_seconds
-        waits = f"; scans in hand, which have {seconds:g} s to end: {len(self._in_hand)}"
-        say(f"{why}{waits if self._in_hand else ''}")
+        seconds = rules.finish_seconds if seconds_left is None else max(0.0, seconds_left - HANDOVER_SECONDS)
+        waits = f"; scans in hand: {len(self._in_hand)}, which have {seconds:.0f} s to end" if self._in_hand else ""
+        say(f"{why}{waits}")
         self._record.update(state=BatchJobState.FINISHING, reason=why)
 
     def _look_at_session(self) -> None:

@@ -43,7 +43,8 @@ class Outcome(StrEnum):
 class Rules:
     """What holds for the whole batch job.
 
-    finish_seconds  how long a scan in hand may still take once the job was warned of its time limit
+    finish_seconds  how long a scan in hand may still take once the job was warned, where no time limit is known;
+                    where one is, so long before it, and what a handover needs, the job warns itself
     runs_once       the command is the program itself: it is not started again
     writes_seconds  how long an MPI job that was asked to end may still write a dataset
     """
@@ -124,9 +125,9 @@ def _leaves(facts: Facts, rules: Rules) -> tuple[Outcome | None, str]:
     later = Outcome.REQUEUE if facts.may_requeue else Outcome.HANDED_OVER
     if facts.warned_seconds is not None:
         if not facts.scans_in_hand and not rules.runs_once:
-            return later, "its time limit is near"
-        if facts.warned_seconds >= rules.finish_seconds or _is_last_moment(facts):
-            return later, "its time limit is near, and what it has in hand takes longer"
+            return later, "nothing is in hand any more"
+        if _is_last_moment(facts) or (facts.seconds_left is None and facts.warned_seconds >= rules.finish_seconds):
+            return later, "its time is up, and what it has in hand takes longer"
     if none_runs and facts.nodes < rules.least_nodes:
         few = f"{facts.nodes} of its nodes can be used, and it needs {rules.least_nodes}"
         return (Outcome.REQUEUE if facts.may_requeue else Outcome.FAILED), few
