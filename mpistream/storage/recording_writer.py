@@ -103,6 +103,7 @@ def write_recording(
 
 def _check(places: PixelPlaces, pixels: Path, target: Path, overwrite: bool) -> bool:
     """Whether the target lies on another file system than the pixels."""
+    pixels.touch()  # of a scan of which nothing came there is no file
     check_target(target, overwrite, _HEAD_BYTES)
     is_elsewhere = target.parent.stat().st_dev != pixels.stat().st_dev
     if is_elsewhere:

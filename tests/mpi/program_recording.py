@@ -17,7 +17,7 @@ from mpistream.model.config import Config
 from mpistream.model.counted_block import JournaledBlock
 from mpistream.model.errors import MpistreamError, ScanFailed, StorageError
 from mpistream.model.geometry import SECTORS
-from mpistream.model.scan import ScanRecord, ScanSummary
+from mpistream.model.scan import ScanRecord, ScanSummary, SectorEnd
 from mpistream.pipeline.ranks.assembly import gather_scan, summary_of_written, write_scan
 from mpistream.pipeline.ranks.orders import CountedScan
 from mpistream.pipeline.ranks.rank_scan import RankScan
@@ -145,6 +145,20 @@ def check_after_a_lost_job(comm: MPI.Comm, folder: Path, random: np.random.Gener
     recorded.check(scan, summary)
 
 
+def check_nothing_came(comm: MPI.Comm, folder: Path) -> None:
+    recorded = Recorded(comm, folder, 250)
+    recorded.receive(1, {})
+    ends = tuple(SectorEnd.cut_short(sector, "gone") for sector in range(SECTORS))
+    scan = recorded.scan([], [], ends=ends)
+    summary = recorded.write(scan)
+    assert not summary.complete
+    assert (summary.counters.frames, summary.counters.frames_lost) == (0, 22)
+    comm.Barrier()
+    if comm.rank == 0:
+        assert not verify_recording(scan.output).findings
+    comm.Barrier()
+
+
 def check_errors(comm: MPI.Comm, folder: Path) -> None:
     recorded = Recorded(comm, folder, 300)
     blocks = recorded.record.block_range
@@ -188,6 +202,7 @@ def main() -> None:
     random = np.random.default_rng(int(sys.argv[2]))
     check_in_one_go(comm, folder, random)
     check_after_a_lost_job(comm, folder, random)
+    check_nothing_came(comm, folder)
     check_errors(comm, folder)
     if len(sys.argv) > 3:
         check_another_file_system(comm, folder, Path(sys.argv[3]))
