@@ -43,9 +43,8 @@ def scan_of(scan_number: int, scans: Sequence[Scan], now: float) -> Scan | str:
 def is_forgotten(place: int, scans: Sequence[Heard], now: float) -> bool:
     """Whether the scan at ``place`` decides nothing any more: its messages are not late, but of another scan.
 
-    Those of the last two scans before one that is under way still are.
+    The last three are remembered: whichever of them is under way, there is one before it.
     """
-    scan, later = scans[place], scans[place + 1 :]
-    if not scan.has_ended or scan.end.may_be_late(now, scan.is_complete):
-        return False
-    return len(later) > 2 or all(other.has_ended for other in later)
+    scan = scans[place]
+    still_counts = not scan.has_ended or scan.end.may_be_late(now, scan.is_complete)
+    return not still_counts and len(scans) - place > 3

