@@ -37,6 +37,7 @@ def produce(
 
     With --camera it also takes what the camera's own processes push, and announces it as scans of the open session.
     """
+    from mpistream.launch.sessions import camera_counting
     from mpistream.pipeline.producing.camera_listening import CameraListening
     from mpistream.pipeline.producing.producer import run_producer
 
@@ -46,7 +47,8 @@ def produce(
         camera__layout=int(camera_layout) if camera_layout else None,
         camera__frames_per_position=frames_per_position,
     )
-    run_producer(loaded, sector, CameraListening(*host_and_port(camera)) if camera is not None else None)
+    listening = CameraListening(*host_and_port(camera), camera_counting) if camera is not None else None
+    run_producer(loaded, sector, listening)
 
 
 @click.command()

@@ -68,14 +68,17 @@ class CameraRegistry:
         self._etcd = coordination
 
     def announce(self, generation: int, record: ScanRecord) -> bool:
-        """Announces the ``generation``-th scan of its number, unless somebody has: then False, and nothing written."""
+        """Announces the ``generation``-th scan of its number, unless somebody has. False where its session has been
+        stopped: then nothing is written.
+        """
         scan = f"scans/{record.uid}/"
         values = {
             f"camera/{record.scan_number}/{generation}/scan": {"uid": str(record.uid)},
             scan + "state": ScanStatus(ScanState.ANNOUNCED, time.time()).to_json(),
             scan + "record": record.model_dump(mode="json"),
         }
-        return self._etcd.create_all(values)
+        written = self._etcd.create_all(values, without=[f"sessions/{record.session}/stop"])
+        return written or self._etcd.get(f"camera/{record.scan_number}/{generation}/scan") is not None
 
     def write_ended(self, scan_number: int, generation: int, sector: int, how: str) -> None:
         """The first end of a sector holds."""

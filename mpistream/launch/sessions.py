@@ -12,11 +12,20 @@ from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.absence import absent_groups, wait_until_present
 from mpistream.launch.announcement import ScanRequest, check_no_names
 from mpistream.launch.inspection import read_scans
-from mpistream.launch.references import known_sessions, resolve_references
+from mpistream.launch.references import check_unchanged, find_reference, known_sessions, resolve_references
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.errors import ConfigError, ScanFailed, StorageError
 from mpistream.model.scan import CountingParameters
-from mpistream.model.session import BatchJob, BatchJobState, Session, SessionStop, check_name, referred_name
+from mpistream.model.session import (
+    BatchJob,
+    BatchJobState,
+    ReferenceKind,
+    Session,
+    SessionStop,
+    check_name,
+    referred_name,
+)
+from mpistream.pipeline.producing.camera_scans import counting_of_session
 from mpistream.reduction.reference_images import References
 
 #: Parameters by which thresholds are given, and those by which they are found.
@@ -123,6 +132,24 @@ def scan_defaults(session: Session, given: Mapping[str, Any] | None = None) -> t
         superseded |= {"dark"}
     merged = {name: value for name, value in defaults.items() if name not in superseded} | dict(given)
     return merged, merged.pop("thresholds", None)
+
+
+def camera_counting(registry: SessionRegistry, session: Session) -> CountingParameters:
+    """How the scans of a session are counted that the camera announces by sending them.
+
+    Of the files, only that of the thresholds is read: the ranks check the others, which a producer's host may not see.
+    Raises ConfigError for a name that is not known, and for what does not go together; StorageError for the file.
+    """
+    counting = counting_of_session(registry, session)
+    if session.thresholds is None:
+        return counting
+    name = referred_name(session.thresholds)
+    path = (
+        Path(session.thresholds)
+        if name is None
+        else check_unchanged(find_reference(registry, ReferenceKind.THRESHOLDS, name))
+    )
+    return with_saved_thresholds(counting, path)[0]
 
 
 def session_request(

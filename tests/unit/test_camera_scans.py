@@ -9,11 +9,14 @@ from mpistream.control.coordination import Coordination
 from mpistream.control.registry import ProducerEntry, Registry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.control.scan_facts import ScanFacts
+from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.diagnosis import problems
 from mpistream.launch.inspection import look
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, SourceError
+from mpistream.model.session import Session, SessionStop
 from mpistream.pipeline.producing.camera_scans import check_alike, is_of_camera
+from mpistream.pipeline.producing.early_source import EarlySource
 from mpistream.pipeline.producing.sector_stream import SectorStream
 from tests.unit.made_up_blocks import scan_record
 from tests.unit.picture import Picture, until
@@ -26,13 +29,20 @@ ME = ProducerEntry(2, 2, "camera", 7, 77)
 def test_of_several_announcements_one_holds(etcd: Coordination) -> None:
     registry, scans = CameraRegistry(etcd), Registry(etcd, 5)
     first, second, third = (scan_record(uid=uuid4(), source=SOURCE) for _ in range(3))
-    assert registry.announce(1, first)
-    assert not registry.announce(1, second)
-    assert registry.announce(2, third)
+    assert all(registry.announce(generation, scan) for generation, scan in ((1, first), (1, second), (2, third)))
     assert scans.record(first.uid) == first
     assert scans.record(second.uid) is None
     assert scans.status(third.uid).state is ScanState.ANNOUNCED
     assert set(scans.scans()) == {first.uid, third.uid}
+
+
+def test_a_session_that_is_stopped_gets_no_more_scans(etcd: Coordination) -> None:
+    registry, sessions = CameraRegistry(etcd), SessionRegistry(etcd)
+    record = scan_record(uid=uuid4(), source=SOURCE).model_copy(update={"session": "monday"})
+    sessions.start_session(Session(name="monday", folder="/data", started_unix_seconds=1.0))
+    sessions.stop_session("monday", SessionStop(since_unix_seconds=2.0, reason="enough"))
+    assert not registry.announce(1, record)
+    assert etcd.get_prefix("scans/") == {}
 
 
 def test_what_stands_in_etcd_is_told(etcd: Coordination) -> None:
@@ -64,7 +74,7 @@ def test_a_producer_that_does_not_listen_to_the_camera_refuses_its_scans() -> No
     assert is_of_camera(record)
     facts = ScanFacts(record.uid, record, ScanStatus(ScanState.STREAMING, 0.0))
     with pytest.raises(SourceError, match="the producer of sector 2 does not listen to the camera") as caught:
-        SectorStream.open(Config(), ME, facts, None, lambda end: None, False)  # type: ignore[arg-type]
+        SectorStream.open(Config(), ME, facts, None, EarlySource(2), lambda end: None, False)  # type: ignore[arg-type]
     assert "--camera tcp://HOST:PORT" in caught.value.remedy
 
 

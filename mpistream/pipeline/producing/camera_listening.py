@@ -10,13 +10,7 @@ from mpistream.control.session_registry import SessionRegistry
 from mpistream.model.config import Config
 from mpistream.pipeline.courier import Courier
 from mpistream.pipeline.producing.camera_intake import CameraIntake
-from mpistream.pipeline.producing.camera_scans import (
-    CameraAnnouncer,
-    CameraScans,
-    CountingOf,
-    Opening,
-    counting_of_session,
-)
+from mpistream.pipeline.producing.camera_scans import CameraAnnouncer, CameraScans, CountingOf, Opening
 from mpistream.pipeline.producing.news import CameraChange, CameraRefusal, News
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
@@ -35,7 +29,7 @@ class CameraListening:
 
     host: str
     port: int
-    counting_of: CountingOf = counting_of_session
+    counting_of: CountingOf
 
     def start(
         self,

@@ -17,6 +17,7 @@ from mpistream.pipeline.courier import Courier
 
 _SCHEME = "camera:"
 _REFERENCE = "ref:"
+_NO_SESSION = "no session is open: start one with mpistream session start"
 
 #: How the scans of a session are counted, its references by name resolved. Raises MpistreamError.
 CountingOf = Callable[[SessionRegistry, Session], CountingParameters]
@@ -50,9 +51,10 @@ class CameraScans:
         try:
             session = self._open_session()
             if session is None:
-                return "no session is open: start one with mpistream session start"
+                return _NO_SESSION
             counting = self.counting_of(self.sessions, session)
-            self.registry.announce(opening.generation, record_of(opening, session, counting, self.config))
+            if not self.registry.announce(opening.generation, record_of(opening, session, counting, self.config)):
+                return _NO_SESSION  # it was stopped at this moment
         except EtcdUnreachable:
             raise
         except (MpistreamError, CoordinationError) as error:
