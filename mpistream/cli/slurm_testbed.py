@@ -47,9 +47,14 @@ def up(nodes: int, folder: Path | None, config: Path | None, fresh: bool) -> Non
 @slurm.command()
 @folder_option
 def down(folder: Path | None) -> None:
-    """End everything that `testbed slurm up` started, batch jobs included."""
-    end_testbed(folder or default_folder())
+    """End everything that `testbed slurm up` started, batch jobs included.
+
+    A scan that is not finished is kept, and goes on with the next `testbed slurm up` in the same folder.
+    """
+    unfinished = end_testbed(folder or default_folder())
     click.echo("the testbed has ended")
+    if unfinished:
+        click.echo(f"mpistream: note: not finished: scan {', '.join(unfinished)}", err=True)
 
 
 @slurm.command()

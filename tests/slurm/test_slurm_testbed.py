@@ -1,6 +1,8 @@
 """Slurm on this machine: nodes, ranks that span them, a scan, a node that dies, and what is left at the end."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,14 +95,11 @@ def test_a_killed_node_is_noticed_and_its_job_runs_elsewhere(cluster: Cluster, t
 
 
 def test_a_node_that_dies_by_itself_is_started_again(cluster: Cluster) -> None:
-    (host,) = [pid for pid, line in host_processes(cluster.cli.folder).items() if "unshare" in line][:1]
+    host, *_ = [pid for pid, line in cluster.cli.processes().items() if "unshare" in line and "--pid" in line]
     kill([host])
     wait_until(lambda: "was started again" in (cluster.folder / "supervisor.log").read_text(), 30, "a node's return")
-    wait_until(lambda: set(cluster.states().values()) == {"idle"}, 90, "idle nodes")
-
-
-def host_processes(folder: Path) -> dict[int, str]:
-    return CommandLine(folder).processes()
+    everywhere = ("srun", "--nodes=4", "--ntasks-per-node=1", "hostname")
+    wait_until(lambda: sorted(cluster.run(*everywhere).stdout.split()) == list(NODES), 90, "a step on all nodes")
 
 
 @contextmanager
@@ -119,9 +118,13 @@ def second_testbed(folder: Path, **environment: str) -> Iterator[Cluster]:
 
 
 def end(cluster: Cluster, step: "subprocess.Popen[str]") -> None:
-    """The testbed. Its Slurm is gone for srun, which runs beside it and would go on asking for a while."""
     cluster.cli.run("testbed", "slurm", "down").succeeded()
-    step.kill()
+    give_up(step)
+
+
+def give_up(step: "subprocess.Popen[str]") -> None:
+    """Slurm is gone for srun, which runs beside the testbed and would go on asking for a while."""
+    os.killpg(step.pid, signal.SIGKILL)
     step.communicate()
 
 
@@ -140,8 +143,7 @@ def test_without_its_supervisor_nothing_goes_on(tmp_path: Path) -> None:
         step = second.start("srun", "--nodes=2", "--ntasks-per-node=1", "sleep", 300)
         wait_until(lambda: set(second.states().values()) == {"mixed"}, 60, "a running step")
         kill(list(second.cli.processes("slurm", "supervise")))
-        step.kill()
-        step.communicate()
+        give_up(step)
 
 
 def test_nodes_without_mounts_of_their_own_work_too(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mpistream.launch.cluster.namespaces import INTERFACE, Network, lacking
@@ -154,11 +153,6 @@ class SlurmTestbed(Testbed):
         super().stop()
         self._network.remove()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
 
 def environment_of(folder: Path) -> dict[str, str]:
     """What Slurm's commands need in their environment, beside this process's own, to speak to a testbed's Slurm."""
@@ -200,13 +194,13 @@ def kill_node(folder: Path, name: str) -> None:
     """Every process of the node dies by SIGKILL, as when its power fails. Returns when they are gone."""
     killed = _node(folder, name)
     killed.touch()
-    _wait_for_log(folder, name, alive=False)
+    _wait_for_supervisor(folder, name, alive=False)
 
 
 def revive_node(folder: Path, name: str) -> None:
     """Starts a killed node again. Returns when Slurm takes it for usable."""
     _node(folder, name).unlink(missing_ok=True)
-    _wait_for_log(folder, name, alive=True)
+    _wait_for_supervisor(folder, name, alive=True)
     deadline = time.monotonic() + _NODES_SECONDS
     while not (state := node_states(folder, patient=True)[name]).startswith(("idle", "mixed", "allocated")) or (
         state.endswith("*")
@@ -226,7 +220,7 @@ def _node(folder: Path, name: str) -> Path:
     return slurm.killed(name)
 
 
-def _wait_for_log(folder: Path, name: str, alive: bool) -> None:
+def _wait_for_supervisor(folder: Path, name: str, alive: bool) -> None:
     """Until the supervisor has the node's slurmd among its processes, or no longer."""
     place = TestbedFolder(folder)
     deadline = time.monotonic() + _COMMAND_SECONDS
