@@ -73,18 +73,22 @@ _OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace what is t
 _NAME = click.Option(["--name"], required=True, metavar="NAME", help="The name under which later scans use it.")
 _DARK = _reference("--dark", "Dark reference to subtract.")
 
+_COUNTING = [
+    _DARK,
+    _reference("--pixel-mask", "Bad pixels."),
+    _reference("--thresholds", "Thresholds of an earlier scan."),
+    click.Option(["--background"], type=float, help="Pixels up to this value (ADU) are noise."),
+    click.Option(["--xray"], type=float, help="Pixels from this value (ADU) on are x-rays."),
+    click.Option(["--centroids"], is_flag=True, help="Also store where in its pixel each electron hit."),
+]
+
 OF_MODE: dict[Mode, list[click.Option]] = {
     Mode.LIVE: [],
     Mode.SINGLE: [
         _source(),
         _output("FILE.h5"),
         _OVERWRITE,
-        _DARK,
-        _reference("--pixel-mask", "Bad pixels."),
-        _reference("--thresholds", "Thresholds of an earlier scan."),
-        click.Option(["--background"], type=float, help="Pixels up to this value (ADU) are noise."),
-        click.Option(["--xray"], type=float, help="Pixels from this value (ADU) on are x-rays."),
-        click.Option(["--centroids"], is_flag=True, help="Also store where in its pixel each electron hit."),
+        *_COUNTING,
     ],
     Mode.DARK: [_source(required=True), _NAME],
     Mode.CALIBRATE: [_source(required=True), _NAME, _DARK],
@@ -113,6 +117,7 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         _source("files:[HOST:]DIR", required=True, multiple=True),
         _output("FILE.h5", required=True),
         _OVERWRITE,
+        *_COUNTING,
     ],
     Mode.BENCHMARK: [
         click.Option(["--scan"], required=True, metavar="ROWSxCOLS", help="Shape of each scan."),

@@ -27,7 +27,14 @@ OPTIONS: dict[Mode, dict[str, Any]] = {
     Mode.TOMOGRAPHY: {"source": "files:/data/{tilt}", "tilts": "-60:60:2", "output": "/data/tomography"},
     Mode.RAW: {"source": "files:/data/sectors", "output": "/data/recording.h5"},
     Mode.REPLAY: {"source": "raw:/data/recording.h5", "rate": 1000.0, "output": "/data/scan.h5"},
-    Mode.FILEBASED: {"source": ("files:camera-0:/data", "files:/data/sectors"), "output": "/data/scan.h5"},
+    Mode.FILEBASED: {
+        "source": ("files:camera-0:/data", "files:/data/sectors"),
+        "output": "/data/scan.h5",
+        "overwrite": True,
+        "dark": "/data/dark.npy",
+        "background": 44.5,
+        "xray": 1500.0,
+    },
     Mode.BENCHMARK: {"scan": "64x64", "repeat": 3},
 }
 

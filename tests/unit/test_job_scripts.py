@@ -190,6 +190,8 @@ def test_a_session_needs_a_name_that_can_be_a_files(session: str) -> None:
         (Mode.REPLAY, {"source": "sim:8x8", "output": "a.h5"}, "a replay of 'sim:8x8'"),
         (Mode.REPLAY, {"source": "files:/a?rate=5", "rate": 3.0, "output": "a.h5"}, "given twice"),
         (Mode.FILEBASED, {"source": ("sim:8x8",), "output": "a.h5"}, "cannot be copied from 'sim:8x8'"),
+        (Mode.FILEBASED, {"source": ("files:/a",), "output": "a.h5", "dark": "ref:a"}, "asks no etcd for references"),
+        (Mode.FILEBASED, {"source": ("files:/a",), "output": "a.h5", "xray": 1.0}, "--background and --xray belong"),
         (Mode.BENCHMARK, {"scan": "64"}, "--scan 64: '64' is no scan shape"),
     ],
 )
@@ -322,7 +324,7 @@ def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -
         (folder / f"data_scan0000000001_module{number}.data").write_text("frames")
         (folder / "other.txt").touch()
     output = tmp_path / "out" / "scan.h5"
-    options = {"source": (f"files:{first}", f"files:{second}"), "output": str(output)}
+    options = {"source": (f"files:{first}", f"files:{second}"), "output": str(output), "overwrite": True}
     asked = request(Mode.FILEBASED, options, config=None, mpistream=str(runner))
     done = run_script(script(asked, "testbed"), tmp_path)
     assert done.stderr == ""
@@ -331,7 +333,9 @@ def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -
     assert f"rm -r {copy}" in done.stdout
     told = done.stdout.partition("job\nrun\n")[2].splitlines()
     assert told[: told.index("--")] == ["filebased", "--session", "tuesday", "--finish-seconds", "30", "--no-requeue"]
-    assert told[told.index("--") :][-6:] == [str(runner), "count", "--source", f"files:{copy}", "--output", str(output)]
+    assert told[told.index("--") :][-7:] == [
+        *(str(runner), "count", "--source", f"files:{copy}", "--output", str(output), "--overwrite")
+    ]
 
 
 def test_filebased_says_that_the_copy_failed(tmp_path: Path, runner: Path) -> None:

@@ -65,6 +65,7 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
         Mode.TIMESERIES: _check_timeseries,
         Mode.TOMOGRAPHY: _check_tomography,
         Mode.REPLAY: _check_replay,
+        Mode.FILEBASED: _check_filebased,
     }.get(mode)
     if check is not None:
         check(given)
@@ -137,6 +138,19 @@ def _check_single(given: Mapping[str, Any]) -> None:
             f"{_flag(next(iter(given)))} is of a scan that the job announces itself",
             "give --source and --output, too; or leave it out: whoever announces the scan says how it is counted",
         )
+    _check_thresholds(given)
+
+
+def _check_filebased(given: Mapping[str, Any]) -> None:
+    for kind, name in named_references(given).items():
+        raise ConfigError(
+            f"ref:{name} ({kind}): a filebased job asks no etcd for references",
+            "give the file; mpistream reference list shows where it lies",
+        )
+    _check_thresholds(given)
+
+
+def _check_thresholds(given: Mapping[str, Any]) -> None:
     if ("background" in given) != ("xray" in given):
         raise ConfigError("--background and --xray belong together", "for instance --background 44 --xray 1500")
     if "background" in given and "thresholds" in given:
