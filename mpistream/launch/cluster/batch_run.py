@@ -21,6 +21,7 @@ from mpistream.launch.cluster.course import (
     Facts,
     Outcome,
     Rules,
+    StepState,
     decide,
     time_is_short,
 )
@@ -267,7 +268,8 @@ class BatchRun:
                 self._record.update(state=BatchJobState.FINISHING, reason=decision.reason)
                 self._job.ask_to_end()
             case Action.KILL:
-                self._job.kill(decision.reason or "it did not end when asked")
+                asked = self._job.state is StepState.ENDING
+                self._job.kill("it did not end when asked" if asked else decision.reason)
             case Action.WAIT | Action.LEAVE:
                 pass
         return decision
