@@ -83,8 +83,8 @@ class Session:
         return self.job(number)
 
     def log(self, number: str) -> str:
-        (path,) = self.folder.glob(f"jobs/*-{number}.log")
-        return path.read_text(errors="replace")
+        """Empty before it has begun."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob(f"jobs/*-{number}.log"))
 
 
 def started_session(cluster: Cluster, folder: Path, name: str) -> Session:

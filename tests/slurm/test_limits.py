@@ -26,7 +26,8 @@ def sectors(tmp_path_factory: pytest.TempPathFactory, slurm_testbed: Cluster) ->
 
 
 def slow_scan(session: Session, sectors: Path, seconds: float) -> StartedScan:
-    """One that streams for so long, and does by now."""
+    """One that streams for so long, and does by now: an MPI job is there."""
+    wait_until(session.registry.groups, 120, "an MPI job")
     scan = session.start_scan(f"files:{sectors}?rate={FRAMES / seconds:g}")
     wait_until(lambda: scan.state() == "streaming", 120, "a stream")
     return scan
@@ -70,7 +71,7 @@ def test_a_cancelled_job_that_waits_in_the_queue(session: Session) -> None:
 
 @pytest.mark.timeout(1200)
 def test_at_the_time_limit_a_job_hands_over_and_is_requeued(session: Session, sectors: Path, tmp_path: Path) -> None:
-    number = session.submit("live", "--nodes", 2, "--time", "00:02:00", "--requeue")
+    number = session.submit("live", "--nodes", 2, "--time", "00:03:00", "--requeue")
     scan = slow_scan(session, sectors, seconds=300)
     wait_until(lambda: session.job(number)["state"] == "requeued", 240, "the requeue")
     shown = session.job(number)

@@ -8,12 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 from uuid import UUID
 
 from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
-from mpistream.launch.absence import check_present
-from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.cluster.allocation import Allocation
 from mpistream.launch.cluster.course import (
     HANDOVER_SECONDS,
@@ -22,6 +21,7 @@ from mpistream.launch.cluster.course import (
     Facts,
     Outcome,
     Rules,
+    StepState,
     decide,
     time_is_short,
 )
@@ -29,16 +29,16 @@ from mpistream.launch.cluster.mpi_job import SupervisedMpiJob
 from mpistream.launch.cluster.record import JobRecord, say
 from mpistream.launch.cluster.scan_book import ScanBook
 from mpistream.launch.cluster.services import Services
-from mpistream.launch.scan_follower import ScanEnd, ScanFollower
 from mpistream.model.config import Config
-from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError, ScanFailed
+from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError
 from mpistream.model.session import BatchJobState, JobStep, Mode
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _TURN_SECONDS = 0.1
 _SESSION_SECONDS = 1.0
-_PRESENT_SECONDS = 600.0  # producers may be started after the job, and an MPI job that died is started again
 _REQUEUED_SECONDS = 30.0
 
 #: Exit statuses.
@@ -144,58 +144,16 @@ class BatchRun:
         assert self._job.last is not None
         return self._job.last
 
-    def wait_until_served(self, direct: bool = False) -> None:
-        """Until whatever a scan needs is registered. Raises ScanFailed where that does not come about."""
-        deadline, said = time.monotonic() + _PRESENT_SECONDS, ""
+    def persist(self, action: Callable[[], _T]) -> _T:
+        """Does ``action`` as soon as etcd answers. Raises EtcdUnreachable when it stays away."""
+        deadline = time.monotonic() + self.config.stream.patience_seconds
         while True:
             try:
-                check_present(self.registry, direct)
-                return
-            except (ScanFailed, EtcdUnreachable) as error:
+                return action()
+            except EtcdUnreachable:
                 if time.monotonic() > deadline:
                     raise
-                if error.message != said:
-                    said = error.message
-                    say(f"waiting: {said}")
             self.turn()
-
-    def announce(self, request: ScanRequest) -> UUID:
-        """Announces a scan, once everything that it needs is there.
-
-        Or finds the one for the same output that an earlier run of this job has announced, unless that has failed, or
-        that another job of the session has left unfinished.
-        """
-        if (known := self._known(request)) is not None:
-            return known
-        if self._session_stopped:
-            raise ScanFailed(f"session {self.order.session} was stopped", "start another one: mpistream session start")
-        draft, notes = draft_scan(request, self.config)
-        for note in notes:
-            say(f"note: {note}")
-        self.wait_until_served(request.direct)
-        record = announce(self.registry, draft)
-        say(f"scan {record.uid} is announced: {record.source} -> {record.output}")
-        return record.uid
-
-    def _known(self, request: ScanRequest) -> UUID | None:
-        output, session = str(request.output.absolute()), request.session
-        for scan in reversed(list(self.book.scans.values())):
-            facts = scan.facts
-            if facts.record is None or facts.status is None or facts.record.output != output:
-                continue
-            is_mine = facts.record.labels.get("batch_job") == self.allocation.number
-            is_taken_over = facts.is_unfinished and facts.record.session == session != ""
-            if (is_mine and (facts.is_unfinished or scan.summary)) or is_taken_over:
-                say(f"scan {facts.uid} was announced for {output} before: it is {facts.status.state}")
-                return facts.uid
-        return None
-
-    def follow(self, uid: UUID) -> ScanEnd:
-        """Until the scan has ended with a dataset. Raises ScanFailed where it has none."""
-        record = self.registry.record(uid)
-        assert record is not None
-        follower = ScanFollower(self.registry, record, self.config, say, self.turn)
-        return follower.follow(lambda state, progress: None)
 
     # the course of the job
 
@@ -237,7 +195,8 @@ class BatchRun:
         if failure is not None:
             return self._end(BatchJobState.FAILED, failure.message, failure.remedy, FAILED)
         if end is not None:
-            return self._end(BatchJobState.ENDED, end.text, "", end.exit_status)
+            state = BatchJobState.FAILED if end.exit_status == FAILED else BatchJobState.ENDED
+            return self._end(state, end.text, "", end.exit_status)
         return self._leave(decision)
 
     def _leave(self, decision: Decision) -> int:
@@ -309,7 +268,8 @@ class BatchRun:
                 self._record.update(state=BatchJobState.FINISHING, reason=decision.reason)
                 self._job.ask_to_end()
             case Action.KILL:
-                self._job.kill(decision.reason or "it did not end when asked")
+                asked = self._job.state is StepState.ENDING
+                self._job.kill("it did not end when asked" if asked else decision.reason)
             case Action.WAIT | Action.LEAVE:
                 pass
         return decision

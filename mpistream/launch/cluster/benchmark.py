@@ -8,6 +8,7 @@ from typing import Any
 from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import BatchRun, ProgramEnd
 from mpistream.launch.cluster.record import say
+from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, wait_until_served
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.scan import CountingParameters
 from mpistream.storage.small_files import save_files
@@ -17,7 +18,7 @@ _FIGURES = ("gigabytes_per_second", "frames_per_second", "seconds_last_frame_to_
 
 def benchmark(run: BatchRun, shape: str, repeat: int, output: Path) -> ProgramEnd:
     """The figures of each scan and their medians; they stand in ``output`` (JSON), too. Datasets are removed."""
-    run.wait_until_served()
+    wait_until_served(run)
     ranks = sum(len(group.ranks) for group in run.registry.groups())
     scans = []
     for index in range(repeat):
@@ -25,7 +26,7 @@ def benchmark(run: BatchRun, shape: str, repeat: int, output: Path) -> ProgramEn
         request = ScanRequest(
             f"sim:{shape}", path, CountingParameters(), overwrite=True, labels={"batch_job": run.allocation.number}
         )
-        figures = _figures(run.follow(run.announce(request)))
+        figures = _figures(follow_scan(run, announce_scan(run, request)))
         path.unlink(missing_ok=True)
         say(f"scan {index + 1} of {repeat}: {_in_words(figures)}")
         scans.append(figures)

@@ -10,6 +10,7 @@ from uuid import UUID
 from mpistream.control.run_state import ScanState
 from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, NOT_WHOLE, BatchRun, ProgramEnd
+from mpistream.launch.cluster.scan_work import announce_scan, follow_scan
 from mpistream.launch.references import known_sessions, resolve_references
 from mpistream.launch.scan_follower import ScanEnd, in_words
 from mpistream.launch.sessions import scan_defaults
@@ -51,11 +52,12 @@ def request_scan(run: BatchRun, scans: Scans, source: str, output: Path, **label
         labels={**labels, "batch_job": run.allocation.number},
         recording=scans.recording,
     )
-    return resolve_references(run.sessions, request)
+    return run.persist(lambda: resolve_references(run.sessions, request))
 
 
 def session_of(run: BatchRun) -> Session | None:
-    return run.sessions.session(run.order.session) if run.order.session else None
+    name = run.order.session
+    return run.persist(lambda: run.sessions.session(name)) if name else None
 
 
 def needed_session(run: BatchRun) -> Session:
@@ -80,8 +82,12 @@ def _ended_scans(run: BatchRun) -> set[UUID]:
 
 def single(run: BatchRun, scans: Scans | None) -> ProgramEnd:
     """One scan: the one that is given, counted, recorded or replayed; or else the next one of the session."""
-    uid = _next_of_session(run) if scans is None else run.announce(request_scan(run, scans, scans.source, scans.output))
-    end = run.follow(uid)
+    uid = (
+        _next_of_session(run)
+        if scans is None
+        else announce_scan(run, request_scan(run, scans, scans.source, scans.output))
+    )
+    end = follow_scan(run, uid)
     text = f"{end.summary.dataset}, {end.summary.counters.frames} frames"
     if is_whole(end):
         return ProgramEnd(text)

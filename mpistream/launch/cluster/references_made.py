@@ -10,6 +10,7 @@ import numpy as np
 from mpistream.launch.cluster.batch_run import BatchRun, ProgramEnd
 from mpistream.launch.cluster.programs import Scans, needed_session, request_scan
 from mpistream.launch.cluster.record import say
+from mpistream.launch.cluster.scan_work import announce_scan, follow_scan
 from mpistream.launch.references import FOLDER, reference_path, store_reference
 from mpistream.model.errors import StorageError
 from mpistream.model.scan import CountingParameters
@@ -28,7 +29,7 @@ def dark(run: BatchRun, source: str, name: str) -> ProgramEnd:
     """A dark scan is recorded as it comes; what is made of it are the mean of every pixel and a mask of bad ones."""
     recording = _folder(run) / f"{name}_dark_{run.allocation.number}.recording.h5"
     request = request_scan(run, Scans(source, recording, recording=True), source, recording)
-    end = run.follow(run.announce(request))
+    end = follow_scan(run, announce_scan(run, request))
     block_frames = run.config.stream.block_frames
     record, notes = record_of_source(f"raw:{recording}", block_frames, CountingParameters())
     found = dark_reference(_looking_after(run, source_blocks(record)), record.encoding.layout, _OUTLIER_SIGMAS)
@@ -48,7 +49,7 @@ def dark(run: BatchRun, source: str, name: str) -> ProgramEnd:
 def calibrate(run: BatchRun, scans: Scans, name: str) -> ProgramEnd:
     """A scan is counted; what is kept of it, beside its dataset, are the thresholds that were found for it."""
     dataset = _folder(run) / f"{name}_thresholds_{run.allocation.number}.scan.h5"
-    end = run.follow(run.announce(request_scan(run, scans, scans.source, dataset)))
+    end = follow_scan(run, announce_scan(run, request_scan(run, scans, scans.source, dataset)))
     saved = read_thresholds(Path(end.summary.dataset))
     path = reference_path(run.sessions, ReferenceKind.THRESHOLDS, name, run.order.session)
     save_files({path: lambda file: file.write(saved.to_json().encode())}, overwrite=False)

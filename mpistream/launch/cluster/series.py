@@ -10,6 +10,7 @@ from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
 from mpistream.launch.cluster.programs import Scans, is_whole, request_scan
 from mpistream.launch.cluster.record import say
+from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, wait_until_served
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.errors import ConfigError, ScanFailed, StorageError
 from mpistream.storage.series import write_series
@@ -26,7 +27,7 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
     """Many scans one behind the other: one file each, or one dataset with a time axis beside the folder of these."""
     folder = scans.output.with_suffix(".scans") if is_joined else scans.output
     _make_folder(folder)
-    run.wait_until_served()
+    wait_until_served(run)
     began, width = time.monotonic(), len(str(number - 1))
 
     def requests() -> Iterator[ScanRequest]:
@@ -77,7 +78,7 @@ def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead:
     def follow_first() -> None:
         index, uid = announced.popleft()
         try:
-            ends[index] = run.follow(uid)
+            ends[index] = follow_scan(run, uid)
         except ScanFailed as failure:
             say(f"scan {index} of the series, {uid}, has no dataset: {failure.message}; {failure.remedy}")
             ends[index] = None
@@ -85,7 +86,7 @@ def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead:
     for index, request in enumerate(requests):
         while len(announced) > ahead:
             follow_first()
-        announced.append((index, run.announce(request)))
+        announced.append((index, announce_scan(run, request)))
     while announced:
         follow_first()
     return ends
