@@ -72,6 +72,9 @@ class MadeUpSource:
     def frames_present(self, block: int, block_frames: int) -> int:
         return 0
 
+    def seconds_until(self, block: int, block_frames: int) -> float:
+        return 0.0
+
     def close(self) -> None:
         """Nothing is open."""
 
