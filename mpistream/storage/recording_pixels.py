@@ -11,7 +11,7 @@ from mpistream.model.recorded_block import PixelRun, RecordedBlock
 from mpistream.model.recording_layout import PixelPlaces
 from mpistream.model.scan import Durability, ScanRecord
 from mpistream.storage.journal import write_all
-from mpistream.storage.placement import readable_bytes, reserve_space, storage_error
+from mpistream.storage.placement import flush_to_disk, readable_bytes, reserve_space, storage_error
 
 _REMEDY = "free space in its folder, or make it writable; it is tried again"
 
@@ -82,6 +82,8 @@ class RecordingPixels:
                 if found.st_size < self._places.end:
                     os.ftruncate(descriptor, self._places.end)
                 reserve_space(self._path)
+            if self._flushes:
+                flush_to_disk(self._path.parent)
         except BaseException:
             os.close(descriptor)
             raise
