@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tests.slurm.cluster import Cluster
 
 from mpistream import open_dataset
 from mpistream.model.session import Mode
+from tests.slurm.cluster import Cluster
 from tests.system.command_line import endpoint_in, etcdctl, wait_until
 
 SOURCE = "sim:8x8?electrons=50"
