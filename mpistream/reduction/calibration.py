@@ -12,7 +12,6 @@ from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import curve_fit
 
 import mpistream._ext.pixel_statistics as _kernel
 from mpistream.model.errors import CalibrationError, ProtocolError
@@ -303,8 +302,15 @@ def fit_thresholds(statistics: SampleStatistics, background_sigmas: float, xray_
     )
 
 
+def load_fitting() -> None:
+    """Loads the library that fits, which takes half a second: for who will fit, while there is time for it."""
+    import scipy.optimize  # noqa: F401
+
+
 def _fit_pedestal(statistics: SampleStatistics) -> tuple[float, float]:
     """Mean and |sigma| of the Gaussian through the histogram."""
+    from scipy.optimize import curve_fit  # see load_fitting
+
     # Few bins would leave the fit undetermined; those above the last one are truly empty.
     height = np.zeros(max(len(statistics.histogram), 8))
     height[: len(statistics.histogram)] = statistics.histogram / statistics.histogram.max()

@@ -28,6 +28,7 @@ from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
 from mpistream.pipeline.ranks.rank_table import rank_table
 from mpistream.pipeline.ranks.receiver import RankReceiver
 from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
+from mpistream.reduction.calibration import load_fitting
 from mpistream.reduction.rank_map import map_ranks
 from mpistream.transport.mailbox import Mailbox
 
@@ -167,4 +168,5 @@ def _lead(
     leader = JobLeader(registry, config, job, ranks, receiver.talk.outbox.put, abort)
     receiver.talk.report_to(leader.news.put)
     leader.start()
+    load_fitting()
     return leader
