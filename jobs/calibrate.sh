@@ -1,9 +1,10 @@
 #!/bin/bash
 # mpistream, mode calibrate, on perlmutter.
-# A scan's thresholds are found once, for later scans to use by name.
+# One scan is counted; its thresholds are kept, for later scans to use by name.
 #
-# One scan is counted, and its thresholds are kept in the session's folder; later scans take them as
-# --thresholds ref:NAME.
+# It announces one scan, which is received and counted whole, with thresholds found from its first frames. What it
+# leaves in the folder references of the session's folder: these thresholds, which later scans take as --thresholds
+# ref:NAME, and beside them the dataset of the scan.
 #
 # Submit it with `sbatch FILE`, or let `mpistream job submit calibrate` write and submit it. Then `squeue --me` shows
 # whether it runs, its log is the file named at --output, and `scancel NUMBER` ends it.

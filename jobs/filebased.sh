@@ -41,8 +41,8 @@ frames=(CAMERA-HOST:/data/sectors)
 # The dataset. Its folder is made if it is not there.
 output=/pscratch/sd/u/USER/SESSION/scan.h5
 
-# Where the sector files are copied to: all nodes must see it.
-copy="$SCRATCH"/mpistream/$(basename "$output" .h5)-sectors
+# Where the sector files are copied to: all nodes must see it, and no other scan's files may lie there.
+copy="$SCRATCH"/mpistream${output%.h5}-sectors
 
 # ---- Surroundings -----------------------------------------------------------------------------------------------
 

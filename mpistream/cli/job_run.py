@@ -31,7 +31,7 @@ _OPTIONS: dict[Mode, tuple[set[str], set[str]]] = {
     Mode.TOMOGRAPHY: ({"source", "tilts", "output"}, {"overwrite"}),
     Mode.RAW: ({"source", "output"}, {"overwrite"}),
     Mode.REPLAY: ({"source", "output"}, {"rate", "overwrite"}),
-    Mode.FILEBASED: (set(), {"source", "output"}),
+    Mode.FILEBASED: (set(), set()),  # what it counts stands in the command
     Mode.BENCHMARK: ({"scan"}, {"repeat", "output"}),
 }
 _COUNTED = frozenset({Mode.SINGLE, Mode.CALIBRATE, Mode.TIMESERIES, Mode.TOMOGRAPHY, Mode.REPLAY})

@@ -88,6 +88,28 @@ def test_a_scan_in_hand_is_finished_when_there_is_time(scope: Microscope, output
     assert same_bytes(output, long_scan)
 
 
+def test_a_job_of_one_scan_that_ends_in_time_is_done(scope: Microscope, output: Path, long_scan: Path) -> None:
+    """The scan in hand ends a moment before its program hears of that."""
+    job = scope.job_run("single", "--source", LONG, *THRESHOLDS, "--output", output, "--finish-seconds", 90)
+
+    def is_streaming() -> bool:
+        return "streaming" in [state for uid, state in scope.states().items() if output_of(scope, uid) == str(output)]
+
+    wait_until(is_streaming, 60, "the stream")
+    job.send_signal(signal.SIGUSR1)
+    done = finish(job).succeeded()
+    assert "scans in hand: 1" in done.stdout
+    record = scope.job_of(job)
+    assert record.state is BatchJobState.ENDED
+    assert str(output) in record.reason
+    assert same_bytes(output, long_scan)
+
+
+def output_of(scope: Microscope, uid: str) -> str:
+    record = scope.registry.record(UUID(uid))
+    return record.output if record else ""
+
+
 def test_a_step_that_died_is_started_again(scope: Microscope, output: Path, long_scan: Path) -> None:
     job = scope.job_run("single", "--source", LONG, *THRESHOLDS, "--output", output)
 
@@ -167,6 +189,7 @@ def test_a_session_that_was_never_started(scope: Microscope) -> None:
     [
         ("live", ("--scans", 2), ("--scans", "no effect", "live")),
         ("single", ("--source", "sim:2x2"), ("--source and --output",)),
+        ("filebased", ("--output", "x.h5"), ("--output", "no effect", "filebased")),
         ("timeseries", ("--source", "sim:2x2"), ("needs", "--output", "--scans")),
         ("tomography", ("--source", "sim:2x2", "--output", "x", "--tilts", "0:9"), ("no angle lies on the way",)),
     ],

@@ -17,7 +17,7 @@ OPTIONS: dict[Mode, dict[str, Any]] = {
         "output": "/data/it's/scan.h5",
         "dark": "ref:tuesday",
         "pixel_mask": "/data/mask.npy",
-        "background": 44.5,
+        "background": 44.1234567,
         "xray": 1500.0,
         "centroids": True,
     },

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mpistream.launch.cluster import allocation
 from mpistream.launch.cluster.allocation import LocalAllocation, check_command, on_nodes
 from mpistream.launch.cluster.step import LAST_LINES, Step
 from mpistream.model.errors import MpistreamError
 from tests.system.command_line import wait_until
+from tests.unit.batch_jobs import program
 
 OURS = ["--kill-on-bad-exit=1", "--overlap", "--job-name=step"]
 
@@ -47,6 +49,21 @@ def test_without_a_scheduler() -> None:
     assert not here.can_requeue
     with pytest.raises(MpistreamError, match="there is no queue"):
         here.requeue()
+
+
+def test_slurm_that_does_not_answer_at_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = f'case "$*" in "show hostnames"*) echo c1; echo c2;; *) cat {tmp_path}/shown;; esac'
+    program(tmp_path, "scontrol", answers)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(allocation, "_ASK_SECONDS", 0.0)
+    environment = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "big", "SLURM_JOB_NODELIST": "c[1-2]"}
+    found = allocation.SlurmAllocation(environment)
+    assert found.nodes == ("c1", "c2")
+    assert (found.ends_by_unix_seconds(), found.can_requeue) == (None, False)
+    (tmp_path / "shown").write_text("JobId=7 JobName=x Requeue=1 Restarts=0 EndTime=1800000000 Deadline=N/A\n")
+    assert (found.ends_by_unix_seconds(), found.can_requeue) == (1800000000.0, True)
+    (tmp_path / "shown").unlink()
+    assert (found.ends_by_unix_seconds(), found.can_requeue) == (1800000000.0, True)
 
 
 def test_a_launcher_that_is_not_there() -> None:

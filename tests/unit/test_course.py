@@ -32,7 +32,7 @@ FACTS = st.builds(
     warned_seconds=st.none() | SECONDS,
     seconds_left=st.none() | st.floats(-100, 4000),
     may_requeue=st.booleans(),
-    scans_in_hand=st.integers(0, 3),
+    has_in_hand=st.booleans(),
     is_writing=st.booleans(),
     step=st.sampled_from(StepState),
     step_seconds=SECONDS,
@@ -74,15 +74,25 @@ def test_the_last_moment_of_the_time_limit_is_not_waited_for(facts: Facts, rules
 
 
 def test_a_scan_in_hand_is_finished() -> None:
-    warned = replace(SERVING, warned_seconds=0.0, seconds_left=150.0, scans_in_hand=1)
+    warned = replace(SERVING, warned_seconds=0.0, seconds_left=150.0, has_in_hand=True)
     assert decide(warned, RULES) == Decision(Action.WAIT)
-    assert decide(replace(warned, scans_in_hand=0), RULES).action is Action.STOP
+    assert decide(replace(warned, has_in_hand=False), RULES).action is Action.STOP
     assert decide(replace(warned, warned_seconds=RULES.finish_seconds), RULES).action is Action.WAIT
     late = replace(warned, seconds_left=HANDOVER_SECONDS)
     assert decide(late, RULES).outcome is Outcome.HANDED_OVER
     assert decide(replace(late, may_requeue=True), RULES).outcome is Outcome.REQUEUE
     unlimited = replace(warned, seconds_left=None, warned_seconds=RULES.finish_seconds)
     assert decide(unlimited, RULES).action is Action.STOP
+
+
+def test_who_leaves_does_not_come_back() -> None:
+    """An operator gives it more time while its MPI job ends: its program is over."""
+    ending = replace(SERVING, step=StepState.ENDING, seconds_left=7200.0)
+    assert decide(ending, RULES).outcome is None
+    leaving = replace(ending, leaving=(Outcome.REQUEUE, "its time is up"))
+    assert decide(leaving, RULES) == Decision(Action.WAIT, Outcome.REQUEUE, "its time is up")
+    assert decide(replace(leaving, step=StepState.NONE), RULES).action is Action.LEAVE
+    assert decide(replace(leaving, told=True), RULES).outcome is Outcome.TOLD
 
 
 def test_a_job_without_a_signal_warns_itself() -> None:
@@ -162,7 +172,7 @@ class Life:
             brief = facts.brief_lives + 1 if facts.step is StepState.RUNNING and facts.step_seconds < 30 else 0
             changes |= {"step": StepState.NONE, "step_seconds": 0.0, "brief_lives": brief}
         changes["program_ended"] = facts.program_ended or program_ends
-        changes["scans_in_hand"] = 0 if scan_ends else facts.scans_in_hand
+        changes["has_in_hand"] = facts.has_in_hand and not scan_ends
         self.facts = replace(facts, **changes)  # type: ignore[arg-type]
         return decision
 
@@ -170,14 +180,14 @@ class Life:
 EVENTS = st.tuples(st.booleans(), st.booleans(), st.just(False), st.booleans())
 
 
-@given(ALL_RULES, st.floats(1, 400), st.lists(EVENTS, min_size=1, max_size=60), st.booleans(), st.integers(0, 2))
+@given(ALL_RULES, st.floats(1, 400), st.lists(EVENTS, min_size=1, max_size=60), st.booleans(), st.booleans())
 def test_every_life_with_a_time_limit_ends_before_it(
-    rules: Rules, seconds_left: float, events: list[tuple[bool, bool, bool, bool]], may_requeue: bool, scans: int
+    rules: Rules, seconds_left: float, events: list[tuple[bool, bool, bool, bool]], may_requeue: bool, has_scan: bool
 ) -> None:
     """Whatever dies, and whether anything obeys: nothing is left when the limit comes."""
     rules = replace(rules, least_nodes=1, runs_once=False)
     begin = HANDOVER_SECONDS + seconds_left
-    life = Life(rules, Facts(seconds_left=begin, may_requeue=may_requeue, scans_in_hand=scans))
+    life = Life(rules, Facts(seconds_left=begin, may_requeue=may_requeue, has_in_hand=has_scan))
     for second in range(int(begin)):
         if life.second(*events[second % len(events)]).action is Action.LEAVE:
             return

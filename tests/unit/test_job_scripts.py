@@ -259,7 +259,7 @@ def test_a_script_becomes_the_runner_with_its_options_word_for_word(tmp_path: Pa
         *("job", "run", "single", "--session", "tuesday", "--config", str(config)),
         *("--finish-seconds", "30", "--requeue"),
         *("--source", "files:/data/a scan", "--output", str(output), "--dark", "ref:tuesday"),
-        *("--background", "44.5", "--xray", "1500", "--centroids"),
+        *("--background", "44.1234567", "--xray", "1500", "--centroids"),
     ]
     assert step.splitlines() == [
         *("srun", "--mpi=pmix", "--ntasks-per-node=2", "--cpus-per-task=4", "--kill-on-bad-exit=1"),
@@ -336,6 +336,20 @@ def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -
     assert told[told.index("--") :][-7:] == [
         *(str(runner), "count", "--source", f"files:{copy}", "--output", str(output), "--overwrite")
     ]
+
+
+def test_filebased_scans_of_the_same_file_name_are_copied_apart(tmp_path: Path, runner: Path) -> None:
+    profile = tmp_path / "mine.toml"
+    profile.write_text(f"[storage]\nscratch = '{tmp_path}/scratch'\n")
+    source = tmp_path / "disk"
+    source.mkdir()
+    for day in ("monday", "tuesday"):
+        options = {"source": (f"files:{source}",), "output": str(tmp_path / day / "scan.h5")}
+        asked = request(Mode.FILEBASED, options, config=None, mpistream=str(runner))
+        assert run_script(script(asked, str(profile)), tmp_path).returncode == 0
+    found = sorted(path.relative_to(tmp_path / "scratch") for path in (tmp_path / "scratch").glob("**/scan-sectors"))
+    below = Path("mpistream", *tmp_path.parts[1:])
+    assert found == [below / day / "scan-sectors" for day in ("monday", "tuesday")]
 
 
 def test_filebased_says_that_the_copy_failed(tmp_path: Path, runner: Path) -> None:

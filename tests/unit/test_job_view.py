@@ -8,7 +8,7 @@ import pytest
 
 from mpistream.control.coordination import Coordination
 from mpistream.control.session_registry import SessionRegistry
-from mpistream.launch.cluster.job_view import find_job, last_lines, view_jobs
+from mpistream.launch.cluster.job_view import find_job, last_lines, view_jobs, waits
 from mpistream.launch.cluster.slurm import QueuedJob
 from mpistream.model.errors import CoordinationError, SchedulerError
 from mpistream.model.session import BatchJob, BatchJobState, Mode
@@ -79,6 +79,16 @@ def test_why_a_job_waits(registry: SessionRegistry) -> None:
     registry.write_batch_job(job("7", BatchJobState.SUBMITTED))
     slurm = MadeUpSlurm((QueuedJob("7", "x", "PENDING", "Resources", ""),), {"7": {"JobState": "PENDING"}})
     assert view(registry, slurm, "7") == ("submitted", "as said; waits in the queue: Resources")
+
+
+def test_a_job_that_slurm_has_put_into_the_queue_again(registry: SessionRegistry) -> None:
+    """Its node died, and with it who could have written that."""
+    registry.write_batch_job(job("7", BatchJobState.RUNNING))
+    slurm = MadeUpSlurm((QueuedJob("7", "x", "PENDING", "BeginTime", ""),), {"7": {"JobState": "PENDING"}})
+    seen = find_job(registry, slurm, HERE, "7")
+    assert seen.state == "requeued"
+    assert waits(seen)
+    assert not waits(find_job(registry, None, HERE, "7"))
 
 
 def test_a_job_without_a_scheduler(registry: SessionRegistry) -> None:

@@ -109,20 +109,29 @@ class SlurmAllocation:
         names = environment.get("SLURM_JOB_NODELIST", socket.gethostname())
         self.nodes: tuple[str, ...] = tuple(self._slurm.run("scontrol", "show", "hostnames", names).split())
         self.restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        self.can_requeue = (self._slurm.job(self.number) or {}).get("Requeue") == "1"
+        self.can_requeue = False
         self.log = _standard_output()
         self._here = environment.get("SLURMD_NODENAME", "")
         self._ends_by: float | None = None
         self._asked: float | None = None
+        self._look()
 
     def ends_by_unix_seconds(self) -> float | None:
-        """Asked anew now and then: an operator may give a job more time."""
-        if self._asked is None or time.monotonic() - self._asked > _ASK_SECONDS:
-            self._asked = time.monotonic()
-            with suppress(SchedulerError):
-                end = (self._slurm.job(self.number) or {}).get("EndTime", "")
-                self._ends_by = float(end) if end.isdecimal() else None
+        self._look()
         return self._ends_by
+
+    def _look(self) -> None:
+        """Now and then: an operator may give a job more time; and what Slurm does not answer it may answer later."""
+        if self._asked is not None and time.monotonic() - self._asked < _ASK_SECONDS:
+            return
+        try:
+            shown = self._slurm.job(self.number) or {}
+            end = shown.get("EndTime", "")
+            self._ends_by = float(end) if end.isdecimal() else None
+            self.can_requeue = shown.get("Requeue") == "1"
+        except SchedulerError as error:
+            _log.warning("the job's time limit is not asked for: %s", error.message)
+        self._asked = time.monotonic()
 
     def bad_nodes(self, is_interrupted: Callable[[], bool] = _never) -> dict[str, str]:
         bad = self._bad_by_state()
@@ -208,6 +217,7 @@ def on_nodes(command: Sequence[str], name: str, good: Sequence[str], all_nodes: 
 
 #: Variables of sbatch from which srun takes how many nodes and tasks there are.
 _SIZES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_DISTRIBUTION")
+#: Options of srun that have no value.
 _FLAGS = ("-l", "-u", "-v", "-Q", "-X", "-k", "-O", "-s")
 _SIZE_OPTIONS = {"--nodes": "-N", "--ntasks": "-n", "--nodelist": "-w", "--exclude": "-x"}
 
@@ -228,11 +238,7 @@ def _without_sizes(arguments: Sequence[str]) -> list[str]:
             continue
         else:
             kept.append(word)
-            if (
-                re.fullmatch(r"-[a-zA-Z]", word)
-                and words
-                and word not in ("-l", "-u", "-v", "-Q", "-X", "-k", "-O", "-s")
-            ):
+            if re.fullmatch(r"-[a-zA-Z]", word) and words and word not in _FLAGS:
                 kept.append(words.pop(0))
     return kept
 

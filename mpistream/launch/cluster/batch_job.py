@@ -13,6 +13,7 @@ from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.allocation import Allocation, check_command, this_allocation
 from mpistream.launch.cluster.batch_run import FAILED, BatchRun, JobOrder, Program
+from mpistream.launch.cluster.notices import Signals
 from mpistream.launch.cluster.record import JobRecord, say
 from mpistream.launch.cluster.services import Services, own_host, with_configuration
 from mpistream.model.config import Config
@@ -43,6 +44,7 @@ def run_batch_job(
     check_command(order.command)
     allocation = this_allocation()
     with ExitStack() as opened:
+        signals = opened.enter_context(Signals())
         etcd = _connected(opened, config)
         sessions = SessionRegistry(etcd)
         record = JobRecord(sessions if config_path else None, allocation, order.mode, order.session)
@@ -54,7 +56,7 @@ def run_batch_job(
             opened.callback(services.close)
             registry: Registry | None = None
             if surroundings in (Surroundings.DEPLOYMENT, Surroundings.CAMERA_HERE):
-                _wait_for(etcd, config.stream.patience_seconds)
+                _wait_for(etcd, config.stream.patience_seconds, signals)
             if surroundings is not Surroundings.NONE:
                 assert config_path is not None
                 if surroundings is not Surroundings.DEPLOYMENT:
@@ -66,10 +68,19 @@ def run_batch_job(
                 registry = Registry(_connected(opened, config), config.etcd.lease_seconds)
             has_session = surroundings in (Surroundings.DEPLOYMENT, Surroundings.CAMERA_HERE)
             run = BatchRun(
-                order, config, registry, sessions if has_session else None, allocation, record, services, folder
+                order,
+                config,
+                registry,
+                sessions if has_session else None,
+                allocation,
+                record,
+                services,
+                signals,
+                folder,
             )
             return run.perform(program)
-        except MpistreamError as error:
+        except (MpistreamError, OSError) as raised:
+            error = raised if isinstance(raised, MpistreamError) else MpistreamError(str(raised), "see the job's log")
             say(f"the job has failed: {error.message}; {error.remedy}")
             record.ends(BatchJobState.FAILED, error.message, error.remedy)
             return FAILED
@@ -101,15 +112,15 @@ def _beginning(order: JobOrder, allocation: Allocation) -> str:
     return f"job {allocation.number} of {allocation.cluster}{again}: {order.mode}{session}, {where}"
 
 
-def _wait_for(etcd: Coordination, seconds: float) -> None:
-    """Raises EtcdUnreachable where etcd does not answer within ``seconds``."""
+def _wait_for(etcd: Coordination, seconds: float, signals: Signals) -> None:
+    """Raises EtcdUnreachable where etcd does not answer within ``seconds``, or before the job is told to end."""
     deadline, said = time.monotonic() + seconds, False
     while True:
         try:
             etcd.check()
             return
         except EtcdUnreachable as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or signals.told or signals.warning:
                 raise
             if not said:
                 say(f"waiting: {error.message}")

@@ -1,36 +1,24 @@
 """A batch job from its start to its end: what `mpistream job run` does, whatever the mode."""
 
 import logging
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
-from uuid import UUID
 
 from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.allocation import Allocation
-from mpistream.launch.cluster.course import (
-    HANDOVER_SECONDS,
-    Action,
-    Decision,
-    Facts,
-    Outcome,
-    Rules,
-    StepState,
-    decide,
-    time_is_short,
-)
+from mpistream.launch.cluster.course import Action, Decision, Facts, Outcome, Rules, StepState, decide
 from mpistream.launch.cluster.mpi_job import SupervisedMpiJob
+from mpistream.launch.cluster.notices import Notices, Signals
 from mpistream.launch.cluster.record import JobRecord, say
 from mpistream.launch.cluster.scan_book import ScanBook
 from mpistream.launch.cluster.services import Services
 from mpistream.model.config import Config
-from mpistream.model.errors import CoordinationError, EtcdUnreachable, MpistreamError
+from mpistream.model.errors import EtcdUnreachable, MpistreamError
 from mpistream.model.session import BatchJobState, JobStep, Mode
 
 _log = logging.getLogger(__name__)
@@ -38,7 +26,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _TURN_SECONDS = 0.1
-_SESSION_SECONDS = 1.0
 _REQUEUED_SECONDS = 30.0
 
 #: Exit statuses.
@@ -75,7 +62,8 @@ class BatchRun:
     """What the programs of the modes work with.
 
     ``config`` and ``registry`` are of the deployment whose scans the job streams; None where it needs none. ``folder``
-    is for files of the job itself, on this machine.
+    is for files of the job itself, on this machine. ``is_working``: the program makes something of a scan that has
+    ended, which is in hand for so long, too.
     """
 
     def __init__(
@@ -87,6 +75,7 @@ class BatchRun:
         allocation: Allocation,
         record: JobRecord,
         services: Services,
+        signals: Signals,
         folder: Path,
     ) -> None:
         self.order = order
@@ -99,13 +88,12 @@ class BatchRun:
         self._opened = ExitStack()
         self._book: ScanBook | None = None
         self._job = SupervisedMpiJob(order.command, registry, allocation, record, folder)
-        self._job.is_interrupted = lambda: self._told
-        self._told = self._drained = self._program_ended = False
-        self._warning = ""
-        self._warned: float | None = None
-        self._in_hand: frozenset[UUID] = frozenset()
-        self._session_stopped = False
-        self._session_asked = 0.0
+        self._job.is_interrupted = lambda: signals.told
+        self._signals = signals
+        self._notices = Notices(signals, sessions, order.session, order.rules, allocation, record)
+        self.is_working = False
+        self._program_ended = False
+        self._leaving: tuple[Outcome, str] | None = None
 
     # what programs use
 
@@ -126,7 +114,17 @@ class BatchRun:
 
     @property
     def session_stopped(self) -> bool:
-        return self._session_stopped
+        return self._notices.session_stopped
+
+    @property
+    def first_begun_unix_seconds(self) -> float:
+        """When the job's first run began."""
+        return self._record.first_begun_unix_seconds
+
+    @property
+    def is_warned(self) -> bool:
+        """Nothing is to be begun any more."""
+        return self._notices.warned_seconds is not None
 
     def turn(self) -> None:
         """Looks after everything, and takes a moment. Raises Leaving once the batch job is to end."""
@@ -159,14 +157,9 @@ class BatchRun:
 
     def perform(self, program: Program) -> int:
         """The exit status. Nothing that was started is left."""
-        handled = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
-        try:
-            with self._opened:
-                self._open()
-                return self._perform(program)
-        finally:
-            for number, handler in handled.items():
-                signal.signal(number, handler)
+        with self._opened:
+            self._open()
+            return self._perform(program)
 
     def _open(self) -> None:
         self._opened.callback(self._services.close)
@@ -239,7 +232,7 @@ class BatchRun:
             text = f"{reason}; it could not be requeued: {error.message}"
             return self._end(BatchJobState.FAILED, text, "submit it again", FAILED)
         deadline = time.monotonic() + _REQUEUED_SECONDS
-        while time.monotonic() < deadline and not self._told:
+        while time.monotonic() < deadline and not self._signals.told:
             time.sleep(_TURN_SECONDS)
         return DONE
 
@@ -256,9 +249,10 @@ class BatchRun:
         if self._book is not None:
             for sentence in self._book.news():
                 say(sentence)
-        self._look_at_session()
-        self._look_at_time()
+        self._notices.look(self._book.begun if self._book else set)
         decision = decide(self._facts(), self.order.rules)
+        if decision.outcome is not None and self._leaving is None:
+            self._leaving = decision.outcome, decision.reason
         match decision.action:
             case Action.START:
                 self._job.start()
@@ -275,15 +269,15 @@ class BatchRun:
         return decision
 
     def _facts(self) -> Facts:
-        ends_by = self.allocation.ends_by_unix_seconds()
-        job, book = self._job, self._book
+        job, book, notices = self._job, self._book, self._notices
         return Facts(
             program_ended=self._program_ended,
-            told=self._told,
-            warned_seconds=None if self._warned is None else time.monotonic() - self._warned,
-            seconds_left=None if ends_by is None else ends_by - time.time(),
+            told=self._signals.told,
+            leaving=self._leaving,
+            warned_seconds=notices.warned_seconds,
+            seconds_left=notices.seconds_left,
             may_requeue=self._may_requeue(),
-            scans_in_hand=len(self._in_hand & book.begun()) if book else 0,
+            has_in_hand=notices.has_in_hand(book.begun() if book else set(), self.is_working),
             is_writing=book is not None and book.is_writing(),
             step=job.state,
             step_seconds=job.state_seconds,
@@ -295,44 +289,5 @@ class BatchRun:
         )
 
     def _may_requeue(self) -> bool:
-        has_use = not (self.order.mode is Mode.LIVE and self._session_stopped)
-        return self.order.requeue and self.allocation.can_requeue and not self._drained and has_use
-
-    def _look_at_time(self) -> None:
-        """The job is warned once, by a signal or by itself: what has begun by then is in hand."""
-        ends_by, rules = self.allocation.ends_by_unix_seconds(), self.order.rules
-        self._record.update(ends_by_unix_seconds=ends_by)
-        seconds_left = None if ends_by is None else ends_by - time.time()
-        why = self._warning or ("the time limit is near" if time_is_short(seconds_left, rules) else "")
-        if self._warned is not None or not why:
-            return
-        self._warned = time.monotonic()
-        self._in_hand = frozenset(self._book.begun()) if self._book else frozenset()
-        seconds = rules.finish_seconds if seconds_left is None else max(0.0, seconds_left - HANDOVER_SECONDS)
-        waits = f"; scans in hand: {len(self._in_hand)}, which have {seconds:.0f} s to end" if self._in_hand else ""
-        say(f"{why}{waits}")
-        self._record.update(state=BatchJobState.FINISHING, reason=why)
-
-    def _look_at_session(self) -> None:
-        if self._sessions is None or self._session_stopped or not self.order.session:
-            return
-        if time.monotonic() - self._session_asked < _SESSION_SECONDS:
-            return
-        self._session_asked = time.monotonic()
-        try:
-            stop = self._sessions.session_stop(self.order.session)
-        except CoordinationError:
-            return  # as soon as etcd answers
-        if stop is not None:
-            self._session_stopped = True
-            say(f"session {self.order.session} is stopped{': ' + stop.reason if stop.reason else ''}")
-
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self._told = True
-            return
-        self._drained |= number == signal.SIGUSR2
-        self._warning = "it was asked to end after the scan in hand" if self._drained else "the time limit is near"
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        has_use = not (self.order.mode is Mode.LIVE and self.session_stopped)
+        return self.order.requeue and self.allocation.can_requeue and not self._signals.drained and has_use

@@ -62,7 +62,9 @@ class Facts:
     warned_seconds  since the job was warned of its time limit; None: it was not
     seconds_left    of the time limit; None: it is not known, or there is none
     may_requeue     the job may go back into the queue, and somebody has a use for that
-    scans_in_hand   scans that had begun when the job was warned, and have not ended
+    leaving         how the batch job was to end, and why, when that was decided: whatever it finds out while its MPI
+                    job ends, an hour more of time say, it does not come back
+    has_in_hand     a scan that had begun when the job was warned has not ended, or its program has not heard of that
     is_writing      a dataset is being written
     step_seconds    since the MPI job was started, was asked to end, or has ended
     absent_seconds  for how long the running MPI job has not been registered in etcd; 0 where it is, or nobody knows
@@ -74,10 +76,11 @@ class Facts:
 
     program_ended: bool = False
     told: bool = False
+    leaving: tuple[Outcome, str] | None = None
     warned_seconds: float | None = None
     seconds_left: float | None = None
     may_requeue: bool = False
-    scans_in_hand: int = 0
+    has_in_hand: bool = False
     is_writing: bool = False
     step: StepState = StepState.NONE
     step_seconds: float = 0.0
@@ -122,9 +125,11 @@ def _leaves(facts: Facts, rules: Rules) -> tuple[Outcome | None, str]:
         return Outcome.DONE, ""
     if facts.told:
         return Outcome.TOLD, "it was told to end"
+    if facts.leaving is not None:
+        return facts.leaving
     later = Outcome.REQUEUE if facts.may_requeue else Outcome.HANDED_OVER
     if facts.warned_seconds is not None:
-        if not facts.scans_in_hand and not rules.runs_once:
+        if not facts.has_in_hand and not rules.runs_once:
             return later, "nothing is in hand any more"
         if _is_last_moment(facts) or (facts.seconds_left is None and facts.warned_seconds >= rules.finish_seconds):
             return later, "its time is up, and what it has in hand takes longer"

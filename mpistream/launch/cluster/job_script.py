@@ -201,7 +201,8 @@ def render_script(plan: JobPlan, to_fill_in: str = "") -> str:
 
 def _shell_word(value: Any) -> str:
     """One word for the shell, taken literally."""
-    return shlex.quote(f"{value:g}" if isinstance(value, float) else str(value))
+    is_whole = isinstance(value, float) and value.is_integer()
+    return shlex.quote(str(int(value) if is_whole else value))
 
 
 def _shell_path(value: str) -> str:

@@ -105,7 +105,9 @@ def _view(job: BatchJob, answer: _Answer, here: str) -> JobView:
         return _lost(job, _why_lost(answer.shown))
     if answer.queued is not None and answer.queued.state in _PENDING:
         waits = f"waits in the queue: {answer.queued.reason}"
-        return JobView(job, str(job.state), f"{job.reason}; {waits}" if job.reason else waits, job.remedy)
+        # a job whose node died is put into the queue by Slurm: its record still says that it runs
+        state = job.state if job.state is BatchJobState.SUBMITTED else BatchJobState.REQUEUED
+        return JobView(job, str(state), f"{job.reason}; {waits}" if job.reason else waits, job.remedy)
     return said
 
 
@@ -139,4 +141,4 @@ def last_lines(log: str, number: int) -> list[str]:
 
 def waits(view: JobView) -> bool:
     """In a queue: nothing of it runs."""
-    return view.job.state in (BatchJobState.SUBMITTED, BatchJobState.REQUEUED)
+    return view.state in (BatchJobState.SUBMITTED, BatchJobState.REQUEUED)

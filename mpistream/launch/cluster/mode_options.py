@@ -16,7 +16,7 @@ ABOUT = {
     Mode.LIVE: "Serves scan after scan of a session, until the session is stopped or the time limit nears.",
     Mode.SINGLE: "One scan, one dataset; then the job ends.",
     Mode.DARK: "A dark scan becomes a dark reference and a pixel mask, which later scans use by name.",
-    Mode.CALIBRATE: "A scan's thresholds are found once, for later scans to use by name.",
+    Mode.CALIBRATE: "One scan is counted; its thresholds are kept, for later scans to use by name.",
     Mode.TIMESERIES: "Many short scans one after the other: one dataset with a time axis, or one each.",
     Mode.TOMOGRAPHY: "A scan at each tilt angle, and an index of them all.",
     Mode.RAW: "Sectors as they come into one parallel HDF5 file, uncounted; replay counts them later.",

@@ -101,12 +101,19 @@ def is_whole(end: ScanEnd) -> bool:
 def _next_of_session(run: BatchRun) -> UUID:
     session = needed_session(run).name
     before = _ended_scans(run)
+    if run.allocation.restarts:  # what it served before, and another job may have finished meanwhile, is its scan
+        before = {uid for uid in before if _ended_unix_seconds(run, uid) < run.first_begun_unix_seconds}
     run.wait_until(lambda: run.session_stopped or any(_since(run, before)))
     for uid in _since(run, before):
         return uid
     raise ScanFailed(
         f"session {session} was stopped before a scan was announced", "start another one: mpistream session start"
     )
+
+
+def _ended_unix_seconds(run: BatchRun, uid: UUID) -> float:
+    status = run.book.scans[uid].facts.status
+    return status.since_unix_seconds if status else 0.0
 
 
 def _since(run: BatchRun, before: set[UUID]) -> list[UUID]:

@@ -38,15 +38,18 @@ class JobRecord:
         except (CoordinationError, ValueError):
             before = None
         #: what earlier runs of the same job have left
-        self._steps_before = before.steps if before else ()
+        self._steps_before = before.steps if before and allocation.restarts else ()
         self.job = before or fresh
+        began = time.time()
+        self.first_begun_unix_seconds = min([began, *(step.started_unix_seconds for step in self._steps_before)])
         self.update(
             **fresh.model_dump(include={"mode", "session", "nodes", "state"}),
             log=fresh.log or self.job.log,
             reason="",
             remedy="",
-            started_unix_seconds=time.time(),
+            started_unix_seconds=began,
             ended_unix_seconds=None,
+            steps=self._steps_before,
             bad_nodes=(),
         )
 

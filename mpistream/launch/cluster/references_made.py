@@ -32,6 +32,7 @@ def dark(run: BatchRun, source: str, name: str) -> ProgramEnd:
     end = follow_scan(run, announce_scan(run, request))
     block_frames = run.config.stream.block_frames
     record, notes = record_of_source(f"raw:{recording}", block_frames, CountingParameters())
+    run.is_working = True
     found = dark_reference(_looking_after(run, source_blocks(record)), record.encoding.layout, _OUTLIER_SIGMAS)
     for note in (*notes, *found.notes):
         say(f"note: {note}")

@@ -43,10 +43,13 @@ class ScanBook:
         scans = self.scans.values() if session is None else self.of_session(session)
         return sorted((scan for scan in scans if scan.facts.is_unfinished), key=_announced)
 
-    def of_session(self, session: str) -> list[KnownScan]:
+    def announced(self) -> list[KnownScan]:
         """In the order of their announcement, whatever has become of them."""
-        found = [scan for scan in self.scans.values() if scan.facts.record and scan.facts.record.session == session]
-        return sorted(found, key=_announced)
+        return sorted((scan for scan in self.scans.values() if scan.facts.record), key=_announced)
+
+    def of_session(self, session: str) -> list[KnownScan]:
+        """Likewise, of one session."""
+        return [scan for scan in self.announced() if scan.facts.record and scan.facts.record.session == session]
 
     def begun(self) -> set[UUID]:
         """The scans that are under way, of all sessions: every MPI job has its part in them."""

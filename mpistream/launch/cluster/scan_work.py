@@ -1,12 +1,15 @@
 """Scans that a batch job announces itself: announced once, however often the job begins, and followed to their ends."""
 
 import time
+from pathlib import Path
 from uuid import UUID
 
+from mpistream.control.run_state import ScanState
 from mpistream.launch.absence import check_present
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.cluster.batch_run import BatchRun
 from mpistream.launch.cluster.record import say
+from mpistream.launch.inspection import KnownScan
 from mpistream.launch.scan_follower import ScanEnd, ScanFollower
 from mpistream.model.errors import EtcdUnreachable, ScanFailed
 
@@ -35,8 +38,13 @@ def announce_scan(run: BatchRun, request: ScanRequest) -> UUID:
     Or finds the one for the same output that an earlier run of this job has announced, unless that has failed, or that
     another job of the session has left unfinished.
     """
-    if (known := _known(run, request)) is not None:
-        return known
+    if (known := known_scan(run, request.output)) is not None:
+        facts = known.facts
+        state = facts.status.state if facts.status else ScanState.ANNOUNCED
+        say(f"scan {facts.uid} was announced for {request.output} before: it is {state}")
+        return facts.uid
+    if run.is_warned:
+        run.wait_until(lambda: False)  # no other scan is begun; what is in hand ends, and with it the job
     if run.session_stopped:
         raise ScanFailed(f"session {run.order.session} was stopped", "start another one: mpistream session start")
     draft, notes = draft_scan(request, run.config)
@@ -48,17 +56,18 @@ def announce_scan(run: BatchRun, request: ScanRequest) -> UUID:
     return record.uid
 
 
-def _known(run: BatchRun, request: ScanRequest) -> UUID | None:
-    output, session = str(request.output.absolute()), request.session
-    for scan in reversed(list(run.book.scans.values())):
+def known_scan(run: BatchRun, output: Path) -> KnownScan | None:
+    """The scan for ``output`` that ``announce_scan`` would find."""
+    number, session, goes_on = run.allocation.number, run.order.session, run.allocation.restarts > 0
+    for scan in reversed(run.book.announced()):
         facts = scan.facts
-        if facts.record is None or facts.status is None or facts.record.output != output:
+        if facts.record is None or facts.record.output != str(output.absolute()):
             continue
-        is_mine = facts.record.labels.get("batch_job") == run.allocation.number
+        # numbers of jobs and of processes are used again: the first run of a job has announced nothing before
+        is_mine = goes_on and facts.record.labels.get("batch_job") == number
         is_taken_over = facts.is_unfinished and facts.record.session == session != ""
         if (is_mine and (facts.is_unfinished or scan.summary)) or is_taken_over:
-            say(f"scan {facts.uid} was announced for {output} before: it is {facts.status.state}")
-            return facts.uid
+            return scan
     return None
 
 

@@ -10,7 +10,7 @@ from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
 from mpistream.launch.cluster.programs import Scans, is_whole, request_scan
 from mpistream.launch.cluster.record import say
-from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, wait_until_served
+from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, known_scan, wait_until_served
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.errors import ConfigError, ScanFailed, StorageError
 from mpistream.storage.series import write_series
@@ -28,20 +28,26 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
     folder = scans.output.with_suffix(".scans") if is_joined else scans.output
     _make_folder(folder)
     wait_until_served(run)
-    began, width = time.monotonic(), len(str(number - 1))
+    due, width = time.monotonic(), len(str(number - 1))
+
+    def is_due() -> bool:
+        return time.monotonic() >= due
 
     def requests() -> Iterator[ScanRequest]:
+        nonlocal due
         for index in range(number):
-            run.wait_until(lambda due=began + index * interval_seconds: time.monotonic() >= due)  # type: ignore[misc]
-            source = _filled(scans.source, index=index)
-            yield request_scan(run, scans, source, folder / f"scan-{index:0{width}d}.h5", time_index=index)
+            path = folder / f"scan-{index:0{width}d}.h5"
+            if known_scan(run, path) is None:  # one that an earlier run of the job has announced is not waited for
+                run.wait_until(is_due)
+                due += interval_seconds
+            yield request_scan(run, scans, _filled(scans.source, index=index), path, time_index=index)
 
     ends = _one_behind_the_other(run, requests(), _AHEAD)
     datasets = [Path(end.summary.dataset) for end in ends.values() if end is not None]
     if is_joined and datasets:
         say(f"joining {len(datasets)} scans in {scans.output}")
         write_series(datasets, scans.output, scans.overwrite or run.allocation.restarts > 0)
-    return _end_of_all(ends, scans.output)
+    return _end_of_all(ends, number, scans.output)
 
 
 def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> ProgramEnd:
@@ -52,7 +58,7 @@ def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> P
 
     def requests() -> Iterator[ScanRequest]:
         for index, (tilt, path) in enumerate(zip(tilts_degrees, paths, strict=True)):
-            source = _filled(scans.source, index=index, tilt=tilt)
+            source = _filled(scans.source, index=index, tilt=_Degrees(tilt))
             yield request_scan(run, scans, source, path, tilt_index=index, tilt_degrees=tilt)
 
     ends = _one_behind_the_other(run, requests(), 0)
@@ -60,7 +66,7 @@ def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> P
     if any(ends.values()):
         write_tilt_index(paths, tilts_degrees, index_path, scans.overwrite or run.allocation.restarts > 0)
         say(f"the index of all tilts: {index_path}")
-    return _end_of_all(ends, scans.output)
+    return _end_of_all(ends, len(tilts_degrees), scans.output)
 
 
 def _make_folder(folder: Path) -> None:
@@ -71,7 +77,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead: int) -> Ends:
-    """Announces scans while those before are under way; one that fails does not end the series."""
+    """Announces scans while those before are under way; one that fails does not end the series. Where no more can be
+    announced, as in a session that was stopped, the others are followed to their ends.
+    """
     ends: Ends = {}
     announced: deque[tuple[int, UUID]] = deque()
 
@@ -86,19 +94,30 @@ def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead:
     for index, request in enumerate(requests):
         while len(announced) > ahead:
             follow_first()
-        announced.append((index, announce_scan(run, request)))
+        try:
+            announced.append((index, announce_scan(run, request)))
+        except ScanFailed as failure:
+            say(f"the series ends before scan {index}: {failure.message}; {failure.remedy}")
+            break
     while announced:
         follow_first()
     return ends
 
 
-def _end_of_all(ends: Ends, output: Path) -> ProgramEnd:
+def _end_of_all(ends: Ends, number: int, output: Path) -> ProgramEnd:
     datasets = [end for end in ends.values() if end is not None]
     whole = sum(map(is_whole, datasets))
-    text = f"{output}: {len(datasets)} of {len(ends)} scans have a dataset, {whole} a complete one"
+    text = f"{output}: {len(datasets)} of {number} scans have a dataset, {whole} a complete one"
     if not datasets:
         return ProgramEnd(text, FAILED)
-    return ProgramEnd(text, DONE if whole == len(ends) else NOT_WHOLE)
+    return ProgramEnd(text, DONE if whole == number else NOT_WHOLE)
+
+
+class _Degrees(float):
+    """Written as people name folders: -60 and 0.3, not -60.0 and 0.30000000000000004."""
+
+    def __format__(self, specification: str) -> str:
+        return format(float(self), specification or "g")
 
 
 def _filled(source: str, **values: float) -> str:

@@ -5,14 +5,13 @@ node c1, ...    a slurmd each, in namespaces of its own, with what the batch job
 """
 
 import logging
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from mpistream.launch.cluster.namespaces import INTERFACE, Network, lacking
+from mpistream.launch.cluster.slurm import Slurm
 from mpistream.launch.cluster.slurm_testbed_files import RANK_ENVIRONMENT, SlurmDescription, SlurmFolder
 from mpistream.launch.local import free_port
 from mpistream.launch.processes import last_words
@@ -20,7 +19,7 @@ from mpistream.launch.supervision import Program, SupervisedProgram
 from mpistream.launch.testbed import Testbed, kept_config
 from mpistream.launch.testbed_folder import ProcessEntry, TestbedFolder
 from mpistream.model.config import Config, NetworkConfig
-from mpistream.model.errors import MpistreamError
+from mpistream.model.errors import MpistreamError, SchedulerError
 
 __all__ = ["RANK_ENVIRONMENT", "SlurmTestbed", "environment_of", "kill_node", "node_states", "revive_node"]
 
@@ -28,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sinfo", "etcd")
 _NODES_SECONDS = 60.0
-_COMMAND_SECONDS = 20.0
+_SUPERVISOR_SECONDS = 20.0
 _TURN_SECONDS = 0.1
 
 
@@ -162,32 +161,21 @@ def environment_of(folder: Path) -> dict[str, str]:
 def node_states(folder: Path, patient: bool = False) -> dict[str, str]:
     """What Slurm says of each node, by name: idle, allocated, down, ...
 
-    ``patient``: "unknown" where slurmctld does not answer. Otherwise that raises MpistreamError.
+    ``patient``: "unknown" where slurmctld does not answer. Otherwise that raises SchedulerError.
     """
     names = SlurmFolder(TestbedFolder(folder)).description().nodes
     try:
-        lines = ask_slurm(folder, "sinfo", "--noheader", "--Node", "--format=%N %T")
-    except MpistreamError:
+        lines = slurm_of(folder).run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
+    except SchedulerError:
         if not patient:
             raise
         lines = []
     return dict.fromkeys(names, "unknown") | dict(line.split() for line in lines)
 
 
-def ask_slurm(folder: Path, *command: str) -> list[str]:
-    """The lines that one of Slurm's commands prints. Raises MpistreamError with what it complains of."""
-    if shutil.which(command[0]) is None:
-        raise MpistreamError(f"{command[0]} is not installed", "run `make setup`")
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment_of(folder)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise MpistreamError(
-            f"{command[0]} did not answer within {_COMMAND_SECONDS:g} s", f"logs: {folder / 'logs'}"
-        ) from None
-    if done.returncode:
-        raise MpistreamError(f"{command[0]}: {done.stderr.strip()}", f"logs: {folder / 'logs'}")
-    return done.stdout.splitlines()
+def slurm_of(folder: Path) -> Slurm:
+    """A testbed's Slurm."""
+    return Slurm(environment_of(folder))
 
 
 def kill_node(folder: Path, name: str) -> None:
@@ -223,7 +211,7 @@ def _node(folder: Path, name: str) -> Path:
 def _wait_for_supervisor(folder: Path, name: str, alive: bool) -> None:
     """Until the supervisor has the node's slurmd among its processes, or no longer."""
     place = TestbedFolder(folder)
-    deadline = time.monotonic() + _COMMAND_SECONDS
+    deadline = time.monotonic() + _SUPERVISOR_SECONDS
     while True:
         state = place.state()
         if state is None or not place.is_running():

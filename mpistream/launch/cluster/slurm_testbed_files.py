@@ -14,7 +14,8 @@ import shlex
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mpistream.launch.local import MPI_ENVIRONMENT
@@ -25,6 +26,9 @@ from mpistream.model.errors import MpistreamError
 NODE_SILENT_SECONDS = 20
 #: So many processor cores each node pretends to have.
 NODE_CPUS = 8
+#: The first job of a start has a number so much higher than that of the start before: etcd, which outlives this Slurm,
+#: knows jobs by their numbers.
+JOBS_OF_A_START = 10_000
 
 #: What MPI ranks need in their environment on a testbed's nodes. Slurm's task prolog gives it to every task there, so
 #: that batch scripts need not.
@@ -62,6 +66,7 @@ JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={slurm}/completed-jobs.txt
 JobRequeue=1
+FirstJobId={first_job}
 MinJobAge=86400
 ReturnToService=2
 SlurmdTimeout={silent_seconds}
@@ -83,12 +88,13 @@ PMIxCollFence=ring
 class SlurmDescription:
     """What others read of a Slurm testbed: ``nodes`` are name -> address; ``address`` is this machine's among them.
 
-    ``own_mounts``: nodes have mounts, processes and shared memory of their own.
+    ``own_mounts``: nodes have mounts, processes and shared memory of their own. ``first_job``: the number of its first.
     """
 
     address: str
     nodes: dict[str, str]
     own_mounts: bool
+    first_job: int = 1
 
 
 class SlurmFolder:
@@ -121,6 +127,8 @@ class SlurmFolder:
             raise MpistreamError(
                 f"{self.path} is too long for a socket in it", "choose a --folder with a shorter path, below /tmp say"
             )
+        with suppress(MpistreamError, ValueError, TypeError):
+            description = replace(description, first_job=self.description().first_job + JOBS_OF_A_START)
         shutil.rmtree(self.path, ignore_errors=True)
         for name in ("state", "killed", *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in description.nodes)):
             (self.path / name).mkdir(parents=True)
@@ -139,6 +147,7 @@ class SlurmFolder:
             address=description.address,
             port=port,
             slurm=self.path,
+            first_job=description.first_job,
             silent_seconds=NODE_SILENT_SECONDS,
             cpus=NODE_CPUS,
             nodes=nodes,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpistream.launch.cluster.slurm_testbed import ask_slurm
+from mpistream.launch.cluster.slurm_testbed import slurm_of
 from mpistream.launch.cluster.slurm_testbed_files import SlurmFolder
 from mpistream.launch.testbed_folder import TestbedFolder
 
@@ -42,9 +42,10 @@ class SlurmView:
 def look_at_slurm(folder: Path) -> SlurmView:
     """Raises MpistreamError where no Slurm answers."""
     addresses = SlurmFolder(TestbedFolder(folder)).description().nodes
-    nodes = ask_slurm(folder, "sinfo", "--noheader", "--Node", f"--format=%N{_SEPARATOR}%T{_SEPARATOR}%E")
+    slurm = slurm_of(folder)
+    nodes = slurm.run("sinfo", "--noheader", "--Node", f"--format=%N{_SEPARATOR}%T{_SEPARATOR}%E").splitlines()
     fields = _SEPARATOR.join(("%A", "%T", "%M", "%l", "%N", "%r", "%j"))
-    jobs = ask_slurm(folder, "squeue", "--noheader", f"--format={fields}")
+    jobs = slurm.run("squeue", "--noheader", f"--format={fields}").splitlines()
     return SlurmView(tuple(_node(line, addresses) for line in nodes), tuple(map(_job, jobs)))
 
 
