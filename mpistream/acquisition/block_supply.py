@@ -161,8 +161,15 @@ class ReadableBlocks:
         return False
 
     def seconds_until_capture(self) -> float:
-        """Nothing is captured; but a paced source has the next block then."""
-        return math.inf if self._awaited is None else self._source.seconds_until(self._awaited, self._block_frames)
+        """Nothing is captured; but a paced source has the next block then. It is said once that it is there: where no
+        rank is, nobody takes it.
+        """
+        if self._awaited is None:
+            return math.inf
+        seconds = self._source.seconds_until(self._awaited, self._block_frames)
+        if seconds <= 0:
+            self._awaited = None
+        return seconds
 
     def frames_sent(self, block: int) -> int | None:
         known = self._frames_sent.get(block)

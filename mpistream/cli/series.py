@@ -1,5 +1,6 @@
 """Files that join many scans: series with an axis of time, tilt series."""
 
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,12 @@ def print_series(series: "Series") -> None:
     """What a series says about itself."""
     rows, columns = series.scan_shape
     times = series.time_indices
-    absent = sorted(set(range(times[0], times[-1])) - set(times))
+    absent = times[-1] - times[0] + 1 - len(times)
+    # indices may lie far apart: the gaps are looked at only until enough are found
+    some = islice((absentee for one, other in pairwise(times) for absentee in range(one + 1, other)), 10)
     print(f"series       {series.path}")
     print(f"scans        {len(series)} of {rows} x {columns} positions, time indices {times[0]} to {times[-1]}", end="")
-    print(f"; {len(absent)} between them absent: {', '.join(map(str, absent[:10]))}" if absent else "")
+    print(f"; {absent} between them absent: {', '.join(map(str, some))}" if absent else "")
     print(f"frames       {series.n_frames} of {series.frame_shape[0]} x {series.frame_shape[1]} pixels")
     print(f"electrons    {series.n_electrons}, centroids: {'in 1/128 pixel' if series.has_centroids else 'none'}")
     for scan in series.table:

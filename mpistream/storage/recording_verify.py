@@ -71,8 +71,8 @@ class _Inspection:
             there = np.flatnonzero(self._missing >> sector & 1 == 0)
             records += len(there)
             for first in range(0, self._recording.rows, _FRAMES_AT_A_TIME):
-                some = there[(there >= first) & (there < first + _FRAMES_AT_A_TIME)].tolist()
-                if some:
+                begin, end = np.searchsorted(there, [first, first + _FRAMES_AT_A_TIME])
+                if some := there[begin:end].tolist():
                     pixels = self._recording.pixels(sector, first, min(first + _FRAMES_AT_A_TIME, self._recording.rows))
                     wrong += [
                         f"sector {sector} of frame {self._number[row]}"

@@ -72,6 +72,17 @@ def test_a_full_window_is_no_reason_to_look_again_at_once() -> None:
     assert supply.seconds_until_capture() == float("inf")
 
 
+def test_who_has_nobody_to_send_to_is_not_told_again_and_again() -> None:
+    """Without ranks no block is taken: then whoever waits for the next one does not turn in a circle."""
+    clock = Clock()
+    supply = ReadableBlocks(RECORD, paced(clock), SendWindow(2, 4 * RECORD_BYTES))
+    assert supply.take(2, True) is None
+    clock.now = STARTED + 0.3
+    assert supply.seconds_until_capture() == 0
+    assert supply.seconds_until_capture() == float("inf")
+    assert supply.take(2, True) is not None
+
+
 @pytest.mark.parametrize("kind", ["files", "raw"])
 def test_files_and_recordings_have_a_rate(tmp_path: Path, kind: str) -> None:
     if kind == "files":

@@ -14,7 +14,7 @@ from mpistream.model.geometry import SECTORS
 from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessageError
 from mpistream.model.protocol import Ack, Hello, Want
 from mpistream.model.routing_table import RankEndpoints, RoutingTable
-from mpistream.model.scan import CountingParameters, ScanRecord, SectorEnd, Thresholds
+from mpistream.model.scan import UNCOUNTED, CountingParameters, ScanRecord, SectorEnd, Thresholds
 from mpistream.pipeline.ranks import job_talk
 from mpistream.pipeline.ranks.orders import CountedScan, Order, StopOrder
 from mpistream.pipeline.ranks.receiver import RankReceiver
@@ -22,6 +22,7 @@ from mpistream.pipeline.ranks.watchdog import StalledError, Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.scan_reduction import ScanReduction
 from mpistream.storage.journal import read_journal
+from mpistream.storage.recording_pixels import RecordingPixels
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
 from tests.unit.made_up_blocks import BACKGROUND, XRAY, block_message, scan_record
@@ -496,6 +497,27 @@ def test_a_flush_waits_for_what_is_still_to_be_counted(slow_rank: OneRank) -> No
     record = blocks_to_count_at_once(rank, "cut")
     rank.order(JobMessageKind.FLUSH, uid=str(record.uid))
     assert rank.flushed(record.uid) == list(BLOCKS)
+    assert rank.aborts == []
+
+
+def test_who_writes_pixels_for_long_asks_for_nothing(fresh_rank: OneRank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come and is not yet in a recording's file is not lost."""
+    write = RecordingPixels.write
+
+    def write_slowly(self: RecordingPixels, blocks: Any, seconds: float) -> int:
+        time.sleep(SLOW_SECONDS)
+        return write(self, blocks[:1], seconds)
+
+    monkeypatch.setattr(RecordingPixels, "write", write_slowly)
+    rank, scan = fresh_rank, {"rows": 4, "columns": 5, "first_frame": 0, "last_frame": BLOCKS[-1], "block_frames": 1}
+    record = rank.prepared(None, recording=True, counting=UNCOUNTED, **scan)
+    for block in BLOCKS:
+        rank.send(record, block, present=0)
+    rank.hear(0.2)
+    rank.wants.clear()  # of the time before
+    while rank.acknowledged(record) != everywhere(*BLOCKS) and not rank.aborts:
+        rank.hear(0.05)
+    assert rank.wants == []
     assert rank.aborts == []
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -59,6 +60,7 @@ def others(tmp_path_factory):
         f'timed.h5={SOURCE}7;{{"time_index": 7}}',
         f'twin.h5={SOURCE}8;{{"time_index": 7}}',
         f'odd.h5={SOURCE}9;{{"time_index": -1}}',
+        f'late.h5={SOURCE}10;{{"time_index": 5000000}}',
     )
     return {path.stem: path for path in paths}
 
@@ -291,6 +293,16 @@ def test_on_the_command_line(scans, tmp_path):
     assert "d.h5: " in joined.stdout
     report = json.loads(run(verify, output, "--json").stdout)
     assert (report["good"], len(report["checks"])) == (True, 5)
+
+
+def test_time_indices_may_lie_far_apart(others, tmp_path):
+    tracemalloc.start()
+    joined = run(join, others["timed"], others["late"], "--output", tmp_path / "series.h5")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    absent = "4999992 between them absent: 8, 9, 10, 11, 12, 13, 14, 15, 16, 17\n"
+    assert f"time indices 7 to 5000000; {absent}" in joined.stdout
+    assert peak_bytes < 5e7
 
 
 def test_stempy_gets_one_scan(scans, path, tmp_path):

@@ -113,6 +113,10 @@ class RankScan:
                 self._owe_acknowledgement(header)
         del self._counted[: len(ready)]
 
+    def is_behind(self, now: float) -> bool:
+        """Something that has come could be written, and there was no time for it yet."""
+        return bool(self._counted) and now >= self._retry_at
+
     def _write_pixels(self) -> int:
         """How many of the counted blocks can be journaled: of a recording, those whose pixels are in its file."""
         if self.pixels is None:

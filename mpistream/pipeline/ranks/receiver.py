@@ -124,7 +124,7 @@ class RankReceiver:
 
     @property
     def _longest_wait(self) -> float:
-        if self._assembled:
+        if self._assembled or any(scan.is_behind(time.monotonic()) for scan in self._scans.values()):
             return 0.0
         return _REPORT_SECONDS if self._scans else _IDLE_SECONDS
 
@@ -185,6 +185,8 @@ class RankReceiver:
         now = time.monotonic()
         for scan in self._scans.values():
             scan.journal_counted(now)
+            if scan.is_behind(now):
+                self._silence.busy(time.monotonic())
             acks = scan.take_acknowledgements()
             for ack in acks:
                 self._answers.send(ack.producer_id, ack.pack())
