@@ -91,11 +91,18 @@ def test_the_rate_is_kept(sockets: Sockets, inlets: list[DataInlet]) -> None:
     assert time.monotonic() - began > 16 / 32
 
 
-def test_a_producer_that_is_not_there_is_named() -> None:
-    endpoints = tuple(f"tcp://{HOST}:{free_port()}" for _ in range(SECTORS))
-    with pytest.raises(SourceError, match=f"nobody takes what is sent to {endpoints[0]}") as caught:
-        send_scan(CameraSending("sim:60x10?electrons=0", endpoints, threads=1, timeout_seconds=0.2))
-    assert "mpistream produce --sector 0 --camera" in caught.value.remedy
+def test_a_producer_that_is_not_there_is_named(sockets: Sockets, inlets: list[DataInlet]) -> None:
+    """Also where the scan is so small that all of it would fit into the queues."""
+    endpoints = (*(inlet.endpoint for inlet in inlets[:3]), f"tcp://{HOST}:{free_port()}")
+    with pytest.raises(SourceError, match=f"nobody takes what is sent to {endpoints[3]}") as caught:
+        send_scan(CameraSending("sim:2x2?electrons=0", endpoints, timeout_seconds=0.2))
+    assert "mpistream produce --sector 3 --camera" in caught.value.remedy
+
+
+def test_a_producer_that_takes_nothing_is_named(inlets: list[DataInlet]) -> None:
+    endpoints = tuple(inlet.endpoint for inlet in inlets)
+    with pytest.raises(SourceError, match="nobody takes what is sent to"):
+        send_scan(CameraSending("sim:60x10?electrons=0", endpoints, threads=1, timeout_seconds=0.5))
 
 
 def test_a_live_source_cannot_be_sent(inlets: list[DataInlet]) -> None:
