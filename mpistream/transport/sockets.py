@@ -197,7 +197,7 @@ class CameraOutlet:
         socket.connect(endpoint)
 
     def is_taken(self, timeout_seconds: float) -> bool:
-        """Whether somebody listens there by then. Once there was somebody, what is sent waits for whoever comes back."""
+        """Whether somebody listens there by then; from then on what is sent waits for who comes back."""
         return bool(self._monitor.poll(int(timeout_seconds * 1000)))
 
     def send(self, header: bytes, pixels: bytes, timeout_seconds: float) -> bool:
