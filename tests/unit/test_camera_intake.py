@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +392,21 @@ def test_a_scan_that_is_ended_by_request_takes_nothing_more(world: World) -> Non
         sector.push(*scan_headers(number, 0))
     world.settle()
     assert [scan.scan_number for scan in sector.scans] == [6, 7, 8]
+
+
+def test_an_announcement_that_fails_unexpectedly_holds_nothing(world: World) -> None:
+    def counting_of(sessions: SessionRegistry, session: Session) -> CountingParameters:
+        raise ValueError("a defect")
+
+    sector = world.sectors[0]
+    announcer = sector.intake._announcer
+    sector.intake._announcer = replace(announcer, scans=replace(announcer.scans, counting_of=counting_of))
+    sector.push(*scan_headers(5, 0))
+    sector.turn()
+    with pytest.raises(ValueError, match="a defect"):  # for the courier's log
+        sector.courier.run()
+    assert sector.intake.counts.unclaimed == sector.intake.counts.messages > 0
+    assert "a defect" in str(sector.intake.status()["camera_problem"])
 
 
 def test_a_scan_that_was_over_before_its_news_came_holds_nothing(world: World) -> None:

@@ -79,7 +79,14 @@ class CameraAnnouncer:
 
     def announce(self, opening: Opening) -> None:
         def act() -> None:
-            if reason := self.scans.announce(opening):
+            try:
+                reason = self.scans.announce(opening)
+            except EtcdUnreachable:
+                raise
+            except Exception as error:
+                self.on_refusal(opening, repr(error))
+                raise  # for the log
+            if reason:
                 self.on_refusal(opening, reason)
 
         self.courier.do(act)
