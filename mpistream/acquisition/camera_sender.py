@@ -57,6 +57,8 @@ def send_scan(sending: CameraSending, on_progress: Callable[[int], object] = lam
             for outlet in outlets:
                 closing.callback(outlet.close, sending.timeout_seconds)
             sectors.append(_SectorSending(sending, source, outlets, blocks))
+        for each in sectors:
+            each.wait_for_a_taker()
         for done, block in enumerate(blocks):
             if sending.rate > 0:
                 time.sleep(max(0.0, started + done * _BLOCK_FRAMES / sending.rate - time.monotonic()))
@@ -88,6 +90,11 @@ class _SectorSending:
                 counts[(block * _BLOCK_FRAMES + bit) % len(counts)] += present >> bit & 1
         return counts
 
+    def wait_for_a_taker(self) -> None:
+        """Raises SourceError where nobody listens in time: a small scan would fit into the queues unseen."""
+        if not all(outlet.is_taken(self._sending.timeout_seconds) for outlet in self._outlets):
+            raise self._nobody_takes_it()
+
     def send(self, block: int) -> int:
         present = self._source.read_block(block, _BLOCK_FRAMES, self._buffer)
         for place in range(present.bit_count()):
@@ -106,7 +113,11 @@ class _SectorSending:
         if not self._outlets[thread_id].send(
             header.pack(), bytes(record[HEADER_BYTES:]), self._sending.timeout_seconds
         ):
-            raise SourceError(
-                f"nobody takes what is sent to {self._sending.endpoints[self._source.sector]}",
-                f"start its producer there: mpistream produce --sector {self._source.sector} --camera tcp://HOST:PORT",
-            )
+            raise self._nobody_takes_it()
+
+    def _nobody_takes_it(self) -> SourceError:
+        sector = self._source.sector
+        return SourceError(
+            f"nobody takes what is sent to {self._sending.endpoints[sector]}",
+            f"start its producer there: mpistream produce --sector {sector} --camera tcp://HOST:PORT",
+        )

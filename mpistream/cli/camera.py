@@ -38,6 +38,7 @@ def send(source: str, to: str, scan_number: int | None, threads: int, version: s
         raise ConfigError(f"{to!r} has no {{sector}} in it", "for instance --to tcp://127.0.0.1:556{sector}")
     endpoints = tuple(to.replace("{sector}", str(sector)) for sector in range(SECTORS))
     for endpoint in endpoints:
-        host_and_port(endpoint)
+        if host_and_port(endpoint)[0] == "*":
+            raise ConfigError(f"{endpoint} is no address to send to", "name the host: --to tcp://127.0.0.1:556{sector}")
     sent = send_scan(CameraSending(source, endpoints, scan_number, threads, version == "later", rate))
     click.echo(f"{sent} messages sent")

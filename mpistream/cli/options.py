@@ -169,7 +169,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Of ``tcp://HOST:PORT``. Raises ConfigError."""
     match = re.fullmatch(r"tcp://([^:/\s]+):(\d{1,5})", address)
     if match is None or not 1 <= int(match[2]) <= 65535:
-        raise ConfigError(f"{address!r} is no address to listen at", "write tcp://HOST:PORT, for instance tcp://*:5560")
+        raise ConfigError(f"{address!r} is no address of a socket", "write tcp://HOST:PORT, for instance tcp://*:5560")
     return match[1], int(match[2])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mpistream.cli.options import config_option, host_and_port, load_config
+from mpistream.model.errors import ConfigError
 from mpistream.model.geometry import SECTORS
 
 host_option = click.option("--host", help="Address that the sockets bind, instead of [network] host.")
@@ -41,6 +42,9 @@ def produce(
     from mpistream.pipeline.producing.camera_listening import CameraListening
     from mpistream.pipeline.producing.producer import run_producer
 
+    for option, value in (("--camera-layout", camera_layout), ("--frames-per-position", frames_per_position)):
+        if camera is None and value is not None:
+            raise ConfigError(f"{option} has no effect without --camera", "give --camera, too; or leave it out")
     loaded = load_config(
         config,
         etcd__endpoints=list(etcd) or None,

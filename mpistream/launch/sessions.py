@@ -143,6 +143,7 @@ def camera_counting(registry: SessionRegistry, session: Session) -> CountingPara
     counting = counting_of_session(registry, session)
     if session.thresholds is None:
         return counting
+    counting = CountingParameters(**counting.model_dump(exclude_defaults=True))  # in etcd every parameter has a value
     name = referred_name(session.thresholds)
     path = (
         Path(session.thresholds)

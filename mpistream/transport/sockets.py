@@ -5,7 +5,8 @@ The only module that knows zmq. A socket belongs to the thread that uses it.
     producer  DataOutlet -> DataInlet  aggregator  DataOutlet -> DataInlet  rank
     producer  AnswerOutlet <- AnswerInlet  aggregator  AnswerOutlet <- AnswerInlet  rank
 
-No socket has a high-water mark in messages: what is under way is bounded in bytes by the producers' windows.
+No socket has a high-water mark in messages: what is under way is bounded in bytes by the producers' windows. Only
+those have one to which the camera pushes: it keeps to no window.
 
 ZeroMQ connects again by itself and keeps what it has not begun to send, but what lay in the buffers of a connection
 that broke is gone, without a sign. Blocks that are lost so are sent again when a rank says that it lacks some (Want),
@@ -89,8 +90,7 @@ class Sockets:
         """As the camera pushes to such an inlet; ``most_waiting`` messages wait until they can be sent."""
         socket = self._socket(zmq.PUSH, read=False)
         socket.setsockopt(zmq.SNDHWM, most_waiting)
-        socket.connect(endpoint)
-        return CameraOutlet(socket)
+        return CameraOutlet(socket, endpoint)
 
     def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
         socket = self._socket(zmq.ROUTER, heartbeat=True)
@@ -191,8 +191,14 @@ class DataOutlet:
 class CameraOutlet:
     """Where somebody in the camera's place pushes."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
         self._socket = socket
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        socket.connect(endpoint)
+
+    def is_taken(self, timeout_seconds: float) -> bool:
+        """Whether somebody listens there by then; from then on what is sent waits for who comes back."""
+        return bool(self._monitor.poll(int(timeout_seconds * 1000)))
 
     def send(self, header: bytes, pixels: bytes, timeout_seconds: float) -> bool:
         """False where nobody has taken it in time."""
@@ -205,6 +211,8 @@ class CameraOutlet:
 
     def close(self, timeout_seconds: float) -> None:
         """What waits still has so long to go out."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=int(timeout_seconds * 1000))
 
 

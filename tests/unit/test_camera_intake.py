@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +394,40 @@ def test_a_scan_that_is_ended_by_request_takes_nothing_more(world: World) -> Non
     assert [scan.scan_number for scan in sector.scans] == [6, 7, 8]
 
 
+def test_an_announcement_that_fails_unexpectedly_holds_nothing(world: World) -> None:
+    def counting_of(sessions: SessionRegistry, session: Session) -> CountingParameters:
+        raise ValueError("a defect")
+
+    sector = world.sectors[0]
+    announcer = sector.intake._announcer
+    sector.intake._announcer = replace(announcer, scans=replace(announcer.scans, counting_of=counting_of))
+    sector.push(*scan_headers(5, 0))
+    sector.turn()
+    with pytest.raises(ValueError, match="a defect"):  # for the courier's log
+        sector.courier.run()
+    assert sector.intake.counts.unclaimed == sector.intake.counts.messages > 0
+    assert "a defect" in str(sector.intake.status()["camera_problem"])
+
+
+def test_a_scan_that_was_over_before_its_news_came_holds_nothing(world: World) -> None:
+    """Of a producer that was cut off from etcd: its messages wait for an announcement that others made long ago."""
+    late, other = world.sectors[:2]
+    other.push(*scan_headers(5, 1))
+    other.settle()
+    world.end(world.records()[0]["uid"])
+    late.push(*scan_headers(5, 0))
+    for _ in range(6):
+        late.turn()
+        late.courier.run()
+    assert [scan.messages_waiting for scan in late.scans] == [FRAMES]
+    world.settle()
+    assert (late.intake.counts.unclaimed, late.scans[0].messages_waiting) == (FRAMES, 0)
+    world.passes(2 * SILENCE)
+    late.push(*scan_headers(5, 0))
+    world.settle()
+    assert "generation=2" in world.records()[1]["source"]
+
+
 def test_producers_that_disagree_about_the_camera_refuse_the_scan(world: World) -> None:
     other = Sector(world, 3, config_of(layout=4))
     world.sectors[0].push(*scan_headers(5, 0))
@@ -440,6 +474,7 @@ def test_references_by_name_are_those_that_the_session_means(world: World) -> No
     world.settle()
     found = world.records()[0]["counting"]
     assert (found["dark"], found["pixel_mask"]) == ("/refs/dark.npy", "/refs/mask.npy")
+    assert world.records()[0]["references"] == {"dark": "today"}
     world.open_session("wrong", counting=counting.model_copy(update={"dark": "ref:other"}), started_unix_seconds=3000.0)
     world.sectors[0].push(*scan_headers(6, 0))
     world.settle()

@@ -1,5 +1,6 @@
 """What sends in the camera's place: every record of a source once, in the camera's format, over real sockets."""
 
+import re
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from mpistream.acquisition.camera_messages import CameraHeader
 from mpistream.acquisition.camera_sender import CameraSending, send_scan
 from mpistream.acquisition.source import open_source
+from mpistream.cli import mpistream
 from mpistream.cli.options import host_and_port
 from mpistream.launch.local import free_port
 from mpistream.model.errors import ConfigError, SourceError
@@ -91,17 +93,38 @@ def test_the_rate_is_kept(sockets: Sockets, inlets: list[DataInlet]) -> None:
     assert time.monotonic() - began > 16 / 32
 
 
-def test_a_producer_that_is_not_there_is_named() -> None:
-    endpoints = tuple(f"tcp://{HOST}:{free_port()}" for _ in range(SECTORS))
-    with pytest.raises(SourceError, match=f"nobody takes what is sent to {endpoints[0]}") as caught:
-        send_scan(CameraSending("sim:60x10?electrons=0", endpoints, threads=1, timeout_seconds=0.2))
-    assert "mpistream produce --sector 0 --camera" in caught.value.remedy
+def test_a_producer_that_is_not_there_is_named(sockets: Sockets, inlets: list[DataInlet]) -> None:
+    """Also where the scan is so small that all of it would fit into the queues."""
+    endpoints = (*(inlet.endpoint for inlet in inlets[:3]), f"tcp://{HOST}:{free_port()}")
+    with pytest.raises(SourceError, match=f"nobody takes what is sent to {endpoints[3]}") as caught:
+        send_scan(CameraSending("sim:2x2?electrons=0", endpoints, timeout_seconds=0.2))
+    assert "mpistream produce --sector 3 --camera" in caught.value.remedy
+
+
+def test_a_producer_that_takes_nothing_is_named(inlets: list[DataInlet]) -> None:
+    endpoints = tuple(inlet.endpoint for inlet in inlets)
+    with pytest.raises(SourceError, match="nobody takes what is sent to"):
+        send_scan(CameraSending("sim:60x10?electrons=0", endpoints, threads=1, timeout_seconds=0.5))
 
 
 def test_a_live_source_cannot_be_sent(inlets: list[DataInlet]) -> None:
     endpoints = tuple(inlet.endpoint for inlet in inlets)
     with pytest.raises(SourceError, match="live"):
         send_scan(CameraSending("sim:2x2?live=100", endpoints))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("produce --sector 0 --camera-layout 4", "--camera-layout has no effect without --camera"),
+        ("produce --sector 0 --frames-per-position 2", "--frames-per-position has no effect without --camera"),
+        ("camera send --source sim:2x2 --to tcp://*:556{sector}", "is no address to send to"),
+        ("camera send --source sim:2x2 --to tcp://127.0.0.1:5560", "has no {sector} in it"),
+    ],
+)
+def test_options_that_make_no_sense(command: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mpistream.main(command.split(), standalone_mode=False)
 
 
 def test_addresses() -> None:

@@ -10,7 +10,7 @@ from mpistream.control.coordination import Coordination
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.announcement import ScanRequest, draft_scan
 from mpistream.launch.references import find_reference, reference_path, resolve_references, store_reference
-from mpistream.launch.sessions import session_request, start_session
+from mpistream.launch.sessions import camera_counting, session_request, start_session
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, StorageError
 from mpistream.model.scan import CountingParameters, Thresholds
@@ -137,3 +137,13 @@ def test_names_without_a_deployment_that_knows_any(tmp_path: Path, parameter: st
         request = replace(request_with(tmp_path), counting=CountingParameters(**{parameter: "ref:night"}))
     with pytest.raises(ConfigError, match="ref:night is no file"):
         draft_scan(request, Config())
+
+
+def test_scans_of_the_camera_take_what_their_session_says(
+    sessions: SessionRegistry, dark: Path, thresholds: Path, tmp_path: Path
+) -> None:
+    start_session(sessions, "monday", tmp_path, CountingParameters(dark="ref:night"), Path("ref:night"))
+    session = sessions.session("monday")
+    assert session is not None
+    counting = camera_counting(sessions, session)
+    assert (counting.background, counting.thresholds_from, counting.dark) == (44.0, str(thresholds), str(dark))

@@ -163,10 +163,17 @@ class CameraIntake:
                 del self._unjoined[key]
                 self._join(known, facts.record, now)
         for scan in self._scans:
+            if scan.uid is None and not scan.refused:
+                scan.uid = self._uid_if_over(scan, book)
             if scan.uid in book.over and not scan.refused:
-                scan.let_go(is_over=True)
                 scan.refuse("it is over")
+                scan.let_go(is_over=True)
         self._scans = [scan for place, scan in enumerate(self._scans) if not self._is_done_with(place, scan, now)]
+
+    def _uid_if_over(self, scan: CameraSector, book: ScanBook) -> UUID | None:
+        """Of a scan that others announced, and that was over before its news came here."""
+        known = self._generations.get(scan.scan_number, scan.generation)
+        return known.uid if known is not None and known.uid in book.over else None
 
     def _join(self, known: CameraGeneration, record: ScanRecord, now: float) -> None:
         of_number = [scan for scan in self._scans if scan.scan_number == known.scan_number]

@@ -12,11 +12,10 @@ from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, CoordinationError, EtcdUnreachable, MpistreamError
 from mpistream.model.protocol import Encoding
 from mpistream.model.scan import CountingParameters, Durability, ScanRecord
-from mpistream.model.session import ReferenceKind, Session
+from mpistream.model.session import ReferenceKind, Session, referred_name
 from mpistream.pipeline.courier import Courier
 
 _SCHEME = "camera:"
-_REFERENCE = "ref:"
 _NO_SESSION = "no session is open: start one with mpistream session start"
 
 #: How the scans of a session are counted, its references by name resolved. Raises MpistreamError.
@@ -80,7 +79,14 @@ class CameraAnnouncer:
 
     def announce(self, opening: Opening) -> None:
         def act() -> None:
-            if reason := self.scans.announce(opening):
+            try:
+                reason = self.scans.announce(opening)
+            except EtcdUnreachable:
+                raise
+            except Exception as error:
+                self.on_refusal(opening, repr(error))
+                raise  # for the log
+            if reason:
                 self.on_refusal(opening, reason)
 
         self.courier.do(act)
@@ -114,7 +120,19 @@ def record_of(opening: Opening, session: Session, counting: CountingParameters, 
         durability=Durability(config.journal.durability),
         announced_unix_seconds=time.time(),
         session=session.name,
+        references=_references_of(session),
     )
+
+
+def _references_of(session: Session) -> dict[str, str]:
+    """Those that its scans use by name: parameter -> name."""
+    paths = {
+        "dark": session.counting.dark,
+        "pixel_mask": session.counting.pixel_mask,
+        "thresholds": session.thresholds,
+    }
+    names = {parameter: referred_name(path or "") for parameter, path in paths.items()}
+    return {parameter: name for parameter, name in names.items() if name is not None}
 
 
 def _source(scan_number: int, generation: int, config: Config) -> str:
@@ -149,9 +167,10 @@ def counting_of_session(sessions: SessionRegistry, session: Session) -> Counting
 
 
 def _path(sessions: SessionRegistry, kind: ReferenceKind, path: str | None) -> str | None:
-    if path is None or not path.startswith(_REFERENCE):
+    name = referred_name(path or "")
+    if name is None:
         return path
-    reference = sessions.reference(kind, path.removeprefix(_REFERENCE))
+    reference = sessions.reference(kind, name)
     if reference is None:
-        raise ConfigError(f"there is no {kind} reference {path.removeprefix(_REFERENCE)!r}", "make it, or name another")
+        raise ConfigError(f"there is no {kind} reference {name!r}", "make it, or name another")
     return reference.path

@@ -22,7 +22,7 @@ class CameraCounts:
 
     bad          damaged, of another sector, or impossible
     late         of a scan that had ended here
-    unclaimed    of scans that were not announced, since no session was open, or that were ended by request
+    unclaimed    of scans that were not announced, since no session was open, or that were over: ended by request
     dropped      of scans whose announcement took so long that there was no room for more
     """
 
