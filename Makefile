@@ -36,8 +36,7 @@ demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KE
 
 test: setup lint ## every test, with real MPI, ZeroMQ, etcd and parallel HDF5
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/mpi tests/system --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest tests/mpi tests/system tests/slurm --numprocesses 3 --dist loadfile
 	$(BIN)/python -m pytest tests/faults
 
 lint: setup ## ruff (lint and format) and mypy

@@ -62,6 +62,7 @@ def test_every_layout_gives_the_same_bytes(
     assert same_bytes(path, output)
     counted = [name for name, value in expected.items() if isinstance(value, int)] + ["background", "xray"]
     counted.remove("dataset_bytes")  # says also how many ranks there were
+    counted.remove("blocks_repeated")  # a rank that had to wait for a busy machine asks once more
     assert {name: report[name] for name in counted} == {name: expected[name] for name in counted}
     with h5py.File(output) as file:
         ranks = file["metadata/provenance/ranks"][:]
