@@ -88,10 +88,11 @@ def _count(comm: MPI.Comm, config: Config, record: ScanRecord, show: Show) -> Sc
     """Collective: the whole work. Raises MpistreamError."""
     job, attempt = comm.bcast(_names())
     blocks = _share(record.block_range, comm.rank, comm.size)
-    with agreed(comm, ScanFailed, "a rank cannot get ready"):
-        reduction = ScanReduction.prepare(record)
     with ExitStack() as opened:
-        ends, sources = _open_sectors(comm, record, blocks, opened)
+        with _at_most(config.watchdog.assembly_seconds, "opening the source"):
+            with agreed(comm, ScanFailed, "a rank cannot get ready"):
+                reduction = ScanReduction.prepare(record)
+            ends, sources = _open_sectors(comm, record, blocks, opened)
         with _at_most(config.watchdog.assembly_seconds, "calibrating"):
             reduction.set_thresholds(*_thresholds(comm, record, reduction, sources, blocks))
         seconds_reading = [0.0] * SECTORS

@@ -34,6 +34,11 @@ def test_a_rank_that_cannot_read_ends_the_job(tmp_path, run_mpi, failing):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_that_never_opens_its_files_ends_the_job(tmp_path, run_mpi):
+    with pytest.raises(AssertionError, match="opening the source has taken longer than 5 s"):
+        run_mpi(2, PROGRAM, "sim:4x4", tmp_path / "scan.h5", 1, "open", seconds=55)
+
+
 def test_a_rank_that_stalls_ends_the_job(tmp_path, run_mpi):
     with pytest.raises(AssertionError, match="nothing was counted for 5 s, and rank 1 has not finished"):
         run_mpi(2, PROGRAM, "sim:16x16?electrons=20", tmp_path / "scan.h5", 1, "stall", seconds=55)
