@@ -124,7 +124,7 @@ def _line(view: JobView) -> str:
     job = view.job
     began = job.started_unix_seconds or job.submitted_unix_seconds
     until = job.ended_unix_seconds or time.time()
-    age = f" for {readable_seconds(until - began)}" if began else ""
+    age = f" {'after' if view.is_over else 'for'} {readable_seconds(until - began)}" if began else ""
     text = f"{job.scheduled:<12}{view.state}{age}  {job.mode}, {job.nodes} node{'s' if job.nodes > 1 else ''}"
     if job.session:
         text += f", session {job.session}"

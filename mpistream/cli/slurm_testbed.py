@@ -70,7 +70,7 @@ def status(folder: Path | None, as_json: bool) -> None:
         click.echo(f"node {node.name:<7} {node.address:<16}{node.state}{f': {node.reason}' if node.reason else ''}")
     for job in view.jobs:
         where = f"on {job.nodes}" if job.nodes else job.reason
-        click.echo(f"job {job.number:<8} {job.name:<16}{job.state}, {job.running_time} of {job.time_limit}, {where}")
+        click.echo(f"job {job.number:<8} {job.name}  {job.state}, {job.running_time} of {job.time_limit}, {where}")
     if not view.jobs:
         click.echo("job          none")
 

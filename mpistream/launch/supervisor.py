@@ -28,7 +28,9 @@ _TURN_SECONDS = 0.1
 
 
 def default_folder() -> Path:
-    """Where a testbed lives unless told otherwise (XDG base directory specification)."""
+    """Where a testbed lives unless told otherwise: MPISTREAM_TESTBED, or the XDG base directory specification."""
+    if told := os.environ.get("MPISTREAM_TESTBED"):
+        return Path(told)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "mpistream" / "testbed"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpistream.launch.local import free_port, is_free
+from mpistream.launch.supervisor import default_folder
 from mpistream.launch.testbed_folder import ProcessEntry, TestbedFolder, TestbedState
 from mpistream.model.errors import MpistreamError
 
@@ -89,3 +90,11 @@ def test_a_server_s_port_is_given_to_nobody_else() -> None:
     ports = {free_port() for _ in range(20)}
     assert len(ports) > 10
     assert all(port < first_given_away and is_free(port) for port in ports)
+
+
+def test_a_testbed_lives_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("MPISTREAM_TESTBED", raising=False)
+    assert default_folder() == tmp_path / "state" / "mpistream" / "testbed"
+    monkeypatch.setenv("MPISTREAM_TESTBED", str(tmp_path / "mine"))
+    assert default_folder() == tmp_path / "mine"
