@@ -22,7 +22,6 @@ config_option = click.option(
 folder_option = click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    envvar="MPISTREAM_TESTBED",
     help="Where the running testbed keeps its files; testbeds in different folders are independent.",
 )
 

@@ -24,6 +24,23 @@ def open_hdf5(path: Path) -> h5py.File:
         raise StorageError(f"{path} is no HDF5 file: {error}", "give the path of an mpistream dataset") from error
 
 
+@contextmanager
+def kept_open(path: Path, remedy: str) -> Iterator[h5py.File]:
+    """The file for whoever checks it and keeps it: open afterwards, but closed where that fails.
+
+    What is not in it where it should be is a StorageError with this ``remedy``.
+    """
+    file = open_hdf5(path)
+    try:
+        yield file
+    except KeyError as error:
+        file.close()
+        raise StorageError(f"{path} is damaged: {error}", remedy) from error
+    except BaseException:
+        file.close()
+        raise
+
+
 def format_of(path: Path) -> str:
     """What kind of file it says it is; empty where it does not. Raises StorageError where there is no HDF5 file."""
     with open_hdf5(path) as file:

@@ -23,7 +23,7 @@ from mpistream.model.errors import StorageError
 from mpistream.model.recording_layout import FORMAT_NAME as RECORDING_FORMAT
 from mpistream.model.scan import SectorEnd
 from mpistream.model.virtual_images import Image, annulus_mask, diffraction_sum, frame_runs, virtual_image
-from mpistream.storage.hdf5_input import check_event_arrays, check_version, open_hdf5, read_to_its_end
+from mpistream.storage.hdf5_input import check_event_arrays, check_version, kept_open, read_to_its_end
 
 if TYPE_CHECKING:
     from stempy.io.sparse_array import SparseArray
@@ -35,17 +35,10 @@ def open_dataset(path: str | Path) -> "Dataset":
     A series of scans is opened by ``open_series``.
     """
     path = Path(path)
-    file = open_hdf5(path)
-    try:
+    with kept_open(path, "copy it again") as file:
         _check_format(file, path)
         check_event_arrays(file, path)
         return Dataset(file)
-    except KeyError as error:
-        file.close()
-        raise StorageError(f"{path} is damaged: {error}", "copy it again") from error
-    except BaseException:
-        file.close()
-        raise
 
 
 @contextmanager

@@ -18,26 +18,19 @@ import numpy.typing as npt
 
 from mpistream.model import h5_layout as layout
 from mpistream.model.errors import StorageError
-from mpistream.storage.hdf5_input import check_event_arrays, check_version, open_hdf5, read_to_its_end
+from mpistream.storage.hdf5_input import check_event_arrays, check_version, kept_open, read_to_its_end
 from mpistream.storage.reader import Dataset, shape_of, whole_dataset
 
 
 def open_series(path: str | Path) -> "Series":
     """The series ``path``, open until it is closed. Raises StorageError for anything that is not a whole one."""
     path = Path(path)
-    file = open_hdf5(path)
-    try:
+    with kept_open(path, "join the datasets again") as file:
         if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.SERIES_FORMAT_NAME:
             raise StorageError(f"{path} is no series of scans", "a single scan is opened with open_dataset(path)")
         check_version(file, path, layout.SERIES_FORMAT_VERSION)
         check_event_arrays(file, path)
         return Series(file)
-    except KeyError as error:
-        file.close()
-        raise StorageError(f"{path} is damaged: {error}", "join the datasets again") from error
-    except BaseException:
-        file.close()
-        raise
 
 
 @contextmanager

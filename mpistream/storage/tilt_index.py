@@ -23,7 +23,7 @@ from mpistream.model import h5_layout as layout
 from mpistream.model.errors import StorageError
 from mpistream.model.virtual_images import Image
 from mpistream.storage.disk_file import whole_hdf5_file
-from mpistream.storage.hdf5_input import check_version, open_hdf5
+from mpistream.storage.hdf5_input import check_version, kept_open
 from mpistream.storage.reader import Dataset, open_dataset, whole_dataset
 from mpistream.storage.series import scan_facts
 from mpistream.storage.small_files import check_targets
@@ -177,18 +177,11 @@ def _link(row: int) -> str:
 def open_tilt_index(path: str | Path) -> "TiltIndex":
     """The tilt index ``path``, open until it is closed. Raises StorageError for anything that is not a whole one."""
     path = Path(path)
-    file = open_hdf5(path)
-    try:
+    with kept_open(path, "write the index again") as file:
         if file.attrs.get(layout.FORMAT_ATTRIBUTE) != layout.TILTS_FORMAT_NAME:
             raise StorageError(f"{path} is no tilt index", "give a file that `mpistream series tilts` has written")
         check_version(file, path, layout.TILTS_FORMAT_VERSION)
         return TiltIndex(file)
-    except KeyError as error:
-        file.close()
-        raise StorageError(f"{path} is damaged: {error}", "write the index again") from error
-    except BaseException:
-        file.close()
-        raise
 
 
 class TiltIndex:
