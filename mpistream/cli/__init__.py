@@ -99,6 +99,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("mpistream: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # The interpreter ends now and puts back the default actions on its way. Who is asked to end while it does so,
+        # as an MPI rank that hears of it last, must not seem to have been killed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _fail(error: MpistreamError) -> NoReturn:

@@ -189,10 +189,14 @@ def test_a_producer_that_stays_away(deployment: Deployment, output: Path) -> Non
     assert output.exists()
 
 
-def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:
+@pytest.mark.parametrize("hear_late", [False, True])
+def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output: Path, hear_late: bool) -> None:
     """This is what srun sends, and a rank may hear of it only when the others have long begun to end."""
     command = deployment.commands["groups"]
     ranks = [psutil.Process(rank) for rank in deployment.cli.ranks()]
+    if hear_late:
+        ranks.pop(0).terminate()
+        deployment.wait_until_withdrawn("groups")
     deadline = time.monotonic() + LEASE_SECONDS / 2
     while command.poll() is None and time.monotonic() < deadline:
         for rank in ranks:

@@ -249,7 +249,7 @@ class BatchRun:
         if self._book is not None:
             for sentence in self._book.news():
                 say(sentence)
-        self._notices.look(self._book.begun if self._book else set)
+        self._notices.look(self._book.begun_now if self._book else set)
         decision = decide(self._facts(), self.order.rules)
         if decision.outcome is not None and self._leaving is None:
             self._leaving = decision.outcome, decision.reason

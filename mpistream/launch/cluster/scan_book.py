@@ -9,6 +9,7 @@ from mpistream.control.run_state import ScanState
 from mpistream.control.scan_facts import ScanFacts
 from mpistream.launch.inspection import KnownScan
 from mpistream.launch.scan_follower import in_words
+from mpistream.model.errors import CoordinationError
 from mpistream.model.scan import ScanSummary
 from mpistream.transport.mailbox import Mailbox
 
@@ -22,6 +23,7 @@ class ScanBook:
         self.scans: dict[UUID, KnownScan] = {}
         self._news: Mailbox[Change] = Mailbox()
         self._told: dict[UUID, str] = {}
+        self._registry = registry
         self._watch: Watch = registry.watch_scans(self._news.put)
         self._take_all()
         for scan in self.scans.values():
@@ -54,6 +56,16 @@ class ScanBook:
     def begun(self) -> set[UUID]:
         """The scans that are under way, of all sessions: every MPI job has its part in them."""
         return {scan.facts.uid for scan in self.unfinished() if scan.facts.state is not ScanState.ANNOUNCED}
+
+    def begun_now(self) -> set[UUID]:
+        """Likewise, as etcd has it: what the watch has not told yet is taken in. As ``begun`` where etcd is away."""
+        try:
+            stored = self._registry.scan_keys()
+        except CoordinationError:
+            return self.begun()
+        for key, value in stored.items():
+            self._take(key, value)
+        return self.begun()
 
     def is_writing(self) -> bool:
         states = [scan.facts.status for scan in self.unfinished()]
