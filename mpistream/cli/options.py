@@ -25,6 +25,13 @@ folder_option = click.option(
     help="Where the running testbed keeps its files; testbeds in different folders are independent.",
 )
 
+wait_seconds_option = click.option(
+    "--wait-seconds",
+    type=click.FloatRange(0),
+    help="How long a process that the scan needs may take to register.  [default: until it would be back, had it just "
+    "died]",
+)
+
 
 def _file(path: str, metavar: str, help_text: str) -> Callable[[Command], Command]:
     return click.option(path, type=click.Path(path_type=Path), metavar=metavar, help=help_text)

@@ -17,8 +17,9 @@ from mpistream.cli.options import (
     folder_option,
     overwrite_option,
     source_option,
+    wait_seconds_option,
 )
-from mpistream.cli.testbed import RETURN_SECONDS, announce_and_follow, note, report
+from mpistream.cli.testbed import announce_and_follow, note, report, seconds_to_register
 from mpistream.launch.announcement import ScanRequest, announce, draft_scan
 from mpistream.launch.sessions import Labels, open_session, scan_defaults, session_request, wait_until_served
 from mpistream.model.errors import ConfigError
@@ -48,6 +49,7 @@ _LONGEST_LABEL = 1000
 @counting_options
 @direct_option
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the scan to its end.")
+@wait_seconds_option
 @folder_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="The last line of output is one JSON object.")
@@ -59,6 +61,7 @@ def start(
     labels: tuple[str, ...],
     direct: bool,
     wait: bool,
+    wait_seconds: float | None,
     folder: Path | None,
     config: Path | None,
     as_json: bool,
@@ -74,8 +77,8 @@ def start(
     with running_deployment(folder, config) as running:
         request = _request(running, name, source, counting, output, values, overwrite, direct)
         draft, notes = draft_scan(request, running.config)
-        patience_seconds = running.config.etcd.lease_seconds + RETURN_SECONDS
-        wait_until_served(running.sessions, running.registry, name, direct, patience_seconds)
+        seconds = seconds_to_register(running.config, wait_seconds)
+        wait_until_served(running.sessions, running.registry, name, direct, seconds)
         if wait:
             end = announce_and_follow(running.registry, running.config, draft, notes)
         else:

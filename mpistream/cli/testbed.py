@@ -17,6 +17,7 @@ from mpistream.cli.options import (
     layout_options,
     load_config,
     scan_options,
+    wait_seconds_option,
 )
 from mpistream.cli.report import ScanProgress, print_json, print_summary
 from mpistream.cli.slurm_testbed import slurm
@@ -40,7 +41,7 @@ from mpistream.model.scan import ScanRecord
 NOT_WHOLE = 3
 
 #: A process that is being started again registers within so many seconds.
-RETURN_SECONDS = 5.0
+_RETURN_SECONDS = 5.0
 
 
 def scan_request(
@@ -54,6 +55,11 @@ def scan_request(
 ) -> ScanRequest:
     """The options of ``scan_options`` as a request."""
     return ScanRequest(source, output, counting_parameters(**counting), overwrite, direct, thresholds, recording=raw)
+
+
+def seconds_to_register(config: Config, given: float | None) -> float:
+    """For what is missing: ``given``, or until what had just died would be back."""
+    return config.etcd.lease_seconds + _RETURN_SECONDS if given is None else given
 
 
 def note(text: str) -> None:
@@ -137,9 +143,10 @@ def up(groups: int, ranks_per_group: int, folder: Path | None, config: Path | No
 
 @testbed.command()
 @scan_options
+@wait_seconds_option
 @folder_option
 @config_option
-def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -> None:
+def scan(wait_seconds: float | None, folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -> None:
     """Stream and count one scan with the processes that are running.
 
     They are those of `testbed up`; with --config those of the deployment that the configuration file describes. What
@@ -148,8 +155,7 @@ def scan(folder: Path | None, config: Path | None, as_json: bool, **scan: Any) -
     request = scan_request(**scan)
     with running_deployment(folder, config) as running:
         draft, notes = draft_scan(resolve_references(running.sessions, request), running.config)
-        patience_seconds = running.config.etcd.lease_seconds + RETURN_SECONDS
-        wait_until_present(running.registry, draft.direct, patience_seconds)
+        wait_until_present(running.registry, draft.direct, seconds_to_register(running.config, wait_seconds))
         end = announce_and_follow(running.registry, running.config, draft, notes)
     report(end, as_json)
 

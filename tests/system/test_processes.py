@@ -143,7 +143,7 @@ def test_sigterm_withdraws_a_process(deployment: Deployment, output: Path, name:
     deployment.commands[name].send_signal(signal.SIGTERM)
     deployment.wait_until_withdrawn(name)
     assert_ended_cleanly(deployment.commands[name])
-    deployment.scan("sim:2x2", output).failed_with(what)
+    deployment.scan("sim:2x2", output, "--wait-seconds", 0).failed_with(what)
     deployment.start(name)
     deployment.wait_until_registered()
     deployment.scan("sim:2x2", output).succeeded()
@@ -204,7 +204,7 @@ def test_sigterm_for_every_rank_ends_the_mpi_job(deployment: Deployment, output:
                 rank.terminate()
     deployment.wait_until_withdrawn("groups")
     assert_ended_cleanly(command)
-    deployment.scan("sim:2x2", output).failed_with("no rank group is registered")
+    deployment.scan("sim:2x2", output, "--wait-seconds", 0).failed_with("no rank group is registered")
 
 
 def test_sigterm_for_mpiexec_ends_the_mpi_job(deployment: Deployment, output: Path) -> None:

@@ -9,8 +9,8 @@ from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
 from mpistream.launch.cluster.scan_book import ScanBook
 from mpistream.model.errors import EtcdUnreachable
-from tests.unit.registered import scan_record
 from tests.system.command_line import wait_until
+from tests.unit.registered import scan_record
 
 
 class LateNews(Registry):

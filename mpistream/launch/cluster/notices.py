@@ -87,7 +87,7 @@ class Notices:
         return None if self._warned is None else time.monotonic() - self._warned
 
     def look(self, begun: Callable[[], set[UUID]]) -> None:
-        """To be called several times a second. ``begun``: the scans that are under way, asked once, when it is warned."""
+        """To be called several times a second. ``begun``: what is under way; asked once, when the job is warned."""
         self._look_at_session()
         self._record.update(ends_by_unix_seconds=self._allocation.ends_by_unix_seconds())
         near = "the time limit is near" if time_is_short(self.seconds_left, self._rules) else ""
