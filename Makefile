@@ -23,7 +23,7 @@ FAULT_TRIALS ?= 40
 FAULT_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
 
-.PHONY: help setup demo test test-cluster lint fuzz faults jobs format clean
+.PHONY: help setup demo test lint fuzz faults jobs format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -34,13 +34,10 @@ setup: $(VENV)/built ## system packages, the virtual environment .venv, the comp
 demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KEEP=1 keeps the sector files)
 	@$(BIN)/mpistream demo $(if $(KEEP),--keep)
 
-test: setup lint ## the tests, with real MPI, ZeroMQ, etcd and parallel HDF5; all but those of test-cluster
+test: setup lint ## the tests, with real MPI, ZeroMQ, etcd, parallel HDF5 and Slurm (root: its nodes are namespaces)
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/mpi tests/system --ignore-glob '*/test_job_*' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/slurm tests/mpi tests/system --numprocesses 4 --dist loadgroup
 	$(BIN)/python -m pytest tests/faults
-
-test-cluster: setup ## batch jobs: those tests that take long, among them all with a real Slurm (root; 15 minutes)
-	$(BIN)/python -m pytest tests/slurm tests/system/test_job_run.py tests/system/test_job_modes.py
 
 lint: setup ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
