@@ -12,6 +12,7 @@ settings.register_profile("mpistream", deadline=None)
 settings.load_profile("mpistream")
 
 
+@pytest.hookimpl(tryfirst=True)  # the plugin reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With ``--dist loadgroup`` a file's tests stay together, as do all that share the one Slurm."""
     for item in items:
