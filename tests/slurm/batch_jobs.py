@@ -12,6 +12,7 @@ from mpistream.model.config import Config
 from mpistream.pipeline.process import connect_etcd, open_registry
 from tests.slurm.cluster import Cluster
 from tests.system.command_line import wait_until
+from tests.system.datasets import same_bytes
 
 THRESHOLDS = ("--background", 60, "--xray", 2000)
 END_SECONDS = 120
@@ -85,6 +86,12 @@ class Session:
     def log(self, number: str) -> str:
         """Empty before it has begun."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob(f"jobs/*-{number}.log"))
+
+
+def is_like_testbed_run(scan: StartedScan, source: str, folder: Path) -> bool:
+    here = folder / f"{scan.uid}.h5"
+    scan.session.cluster.cli.run("testbed", "run", "--source", source, *THRESHOLDS, "--output", here).succeeded()
+    return same_bytes(scan.dataset, here)
 
 
 def started_session(cluster: Cluster, folder: Path, name: str) -> Session:

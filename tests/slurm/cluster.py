@@ -5,6 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from mpistream.launch.cluster.slurm_testbed import environment_of, kill_node, node_states, revive_node
 from tests.system.command_line import CommandLine, Finished, finish, wait_until
 
@@ -64,6 +66,11 @@ class Cluster:
     def wait_for_state(self, node: str, *states: str) -> None:
         wait_until(lambda: self.states()[node].rstrip("*") in states, NOTICED_SECONDS, f"{node} {' or '.join(states)}")
 
+    def ranks(self, node: str) -> list[int]:
+        """The pids of the ranks on ``node``, as this machine numbers processes, not as the node does."""
+        here = [psutil.Process(pid) for pid in self.cli.ranks()]
+        return [process.pid for process in here if _is_rank(process) and process.environ()["SLURMD_NODENAME"] == node]
+
     def tidy_up(self) -> None:
         """No job, and every node idle."""
         self.run("scancel", f"--user={os.geteuid()}").succeeded()
@@ -73,3 +80,10 @@ class Cluster:
             elif state.startswith("drain"):
                 self.run("scontrol", "update", f"nodename={name}", "state=resume").succeeded()
         wait_until(lambda: set(self.states().values()) == {"idle"}, NOTICED_SECONDS, "idle nodes")
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """Neither srun nor the job's runner, in whose command lines the ranks' own stands, too."""
+    words = process.cmdline()
+    command = next((place for place, word in enumerate(words) if word.endswith("mpistream")), -1)
+    return "srun" not in words[0] and words[command + 1] == "consume"

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.slurm.batch_jobs import THRESHOLDS, Session, started_session
+from tests.slurm.batch_jobs import Session, is_like_testbed_run, started_session
 from tests.slurm.cluster import Cluster
 from tests.system.command_line import wait_until
-from tests.system.datasets import same_bytes
 
 SCANS = 5
 #: Long enough that a node can be killed in the middle, short enough for a slow machine.
@@ -40,17 +40,32 @@ def test_five_scans_with_a_node_killed_in_the_middle(session: Session, tmp_path:
     assert cluster.jobs() == []
     for seed, scan in enumerate(scans):
         assert scan.state() == "committed"
-        here = tmp_path / f"here-{seed}.h5"
-        cluster.cli.run(
-            *("testbed", "run", "--source", SOURCE.format(seed=seed), *THRESHOLDS, "--output", here)
-        ).succeeded()
-        assert same_bytes(scan.dataset, here)
+        assert is_like_testbed_run(scan, SOURCE.format(seed=seed), tmp_path)
+    assert {path.name for path in session.folder.glob("*")} == {"jobs", *(scan.dataset.name for scan in scans)}
+    assert session.registry.groups() == []
     said = json.loads(cluster.cli.run("job", "list", "--all", "--folder", cluster.folder, "--json").succeeded().stdout)
     assert [known["state"] for known in said if known["scheduled"] == number] == ["ended"]
 
 
 @pytest.mark.timeout(600)
-def test_two_jobs_serve_one_session(session: Session) -> None:
+def test_a_drained_node_is_used_no_more(session: Session, tmp_path: Path) -> None:
+    """What runs on it goes on; the next job step leaves it out."""
+    cluster = session.cluster
+    number = session.submit("live", "--nodes", 2, "--time", "00:20:00")
+    wait_until(lambda: session.groups(number) == 2, 120, "two rank groups")
+    first, second = session.job(number)["steps"][0]["nodes"]
+    scan = session.start_scan(SOURCE.format(seed=6))
+    wait_until(lambda: session.frames(scan) > 100, 120, "the stream")
+    cluster.run("scontrol", "update", f"nodename={second}", "state=drain", "reason=test").succeeded()
+    psutil.Process(cluster.ranks(first)[0]).kill()
+    wait_until(lambda: session.ended([scan]) == 1, 200, "the end of the scan")
+    session.stop()
+    assert [step["nodes"] for step in session.wait_for_end(number)["steps"]] == [[first, second], [first]]
+    assert is_like_testbed_run(scan, SOURCE.format(seed=6), tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_two_jobs_serve_one_session(session: Session, tmp_path: Path) -> None:
     """The second joins while the first one's scan streams, and stays when the first one leaves."""
     first = session.submit("live", "--nodes", 2, "--time", "00:20:00")
     wait_until(lambda: session.groups(first) == 2, 120, "the first job")
@@ -62,7 +77,9 @@ def test_two_jobs_serve_one_session(session: Session) -> None:
     wait_until(lambda: session.ended([scan]) == 1, 200, "the end of the scan")
     other = session.start_scan(SOURCE.format(seed=2))
     wait_until(lambda: session.ended([other]) == 1, 200, "the end of the other scan")
-    assert [scan.state(), other.state()] == ["committed", "committed"]
+    for seed, streamed in ((1, scan), (2, other)):
+        assert streamed.state() == "committed"
+        assert is_like_testbed_run(streamed, SOURCE.format(seed=seed), tmp_path)
     assert session.groups(first) == 0
     session.stop()
     assert session.wait_for_end(second)["state"] == "ended"

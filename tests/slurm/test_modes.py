@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mpistream import open_dataset
+from mpistream import open_dataset, open_series, open_tilt_index
 from mpistream.model.session import Mode
 from tests.slurm.cluster import Cluster
 from tests.system.command_line import endpoint_in, etcdctl, wait_until
@@ -23,7 +23,7 @@ Job = Callable[..., str]
 
 @pytest.fixture
 def job(cluster: Cluster, tmp_path: Path) -> Job:
-    """Submits a job of one node in a session whose folder is the test's, waits for its end, and returns its log."""
+    """Submits a job of two nodes in a session whose folder is the test's, waits for its end, and returns its log."""
     name = tmp_path.name.replace("_", "-")
     cluster.cli.run(
         *("session", "start", name, "--folder", cluster.folder, "--datasets", tmp_path),
@@ -31,7 +31,7 @@ def job(cluster: Cluster, tmp_path: Path) -> Job:
     ).succeeded()
 
     def run(mode: Mode, *options: object) -> str:
-        common = ("--site", "testbed", "--folder", cluster.folder, "--session", name, "--nodes", 1, "--json")
+        common = ("--site", "testbed", "--folder", cluster.folder, "--session", name, "--nodes", 2, "--json")
         submitted = cluster.cli.run("job", "submit", mode, *common, *options).last_json
 
         def end() -> dict[str, Any] | None:
@@ -67,18 +67,26 @@ def test_references_are_left_for_later_scans(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out" / "scan.h5"
     references = ("--dark", reference, "--pixel-mask", reference, "--thresholds", reference)
     job(Mode.SINGLE, "--source", SOURCE, "--output", output, *references)
-    assert frames_of(output) == 64
+    with open_dataset(output) as dataset:
+        assert len(dataset) == 64
+        used = dataset.provenance["scan_record"]["references"]
+    assert used == dict.fromkeys(("dark", "pixel_mask", "thresholds"), tmp_path.name)
 
 
 def test_series_of_scans(job: Job, tmp_path: Path) -> None:
     source = "sim:4x4?electrons=50&seed={index}"
     job(Mode.TIMESERIES, "--source", source, "--scans", 3, "--output", tmp_path / "each", "--each")
-    assert len(list((tmp_path / "each").glob("*.h5"))) == 3
+    assert [frames_of(tmp_path / "each" / f"scan-{index}.h5") for index in range(3)] == [16] * 3
     job(Mode.TIMESERIES, "--source", source, "--scans", 2, "--output", tmp_path / "series.h5")
-    assert (tmp_path / "series.h5").exists()
+    with open_series(tmp_path / "series.h5") as series:
+        assert series.time_indices == [0, 1]
+        assert [len(scan) for scan in series] == [16, 16]
     job(Mode.TOMOGRAPHY, "--source", source, "--tilts=-10:10:10", "--output", tmp_path / "tilts")
     found = {path.name for path in (tmp_path / "tilts").glob("*.h5")}
     assert found == {"tilt-0.h5", "tilt-1.h5", "tilt-2.h5", "tilts.h5"}
+    with open_tilt_index(tmp_path / "tilts" / "tilts.h5") as tilts:
+        assert tilts.tilts_degrees.tolist() == [-10, 0, 10]
+        assert [tilts.open(row).labels["tilt_degrees"] for row in range(3)] == [-10, 0, 10]
 
 
 def test_recorded_counted_from_files_and_replayed_it_is_the_same_scan(

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 
 from mpistream import open_dataset
+from mpistream.control.coordination import Change
+from mpistream.model.config import Config
+from mpistream.pipeline.process import connect_etcd
 from tests.system.command_line import THRESHOLDS, CommandLine, finish, wait_until
 from tests.system.datasets import same_bytes
 
@@ -42,6 +47,26 @@ def shown(testbed: CommandLine, session: str) -> Any:
 
 def states(testbed: CommandLine, session: str) -> list[str]:
     return [scan["state"] for scan in shown(testbed, session)["scans"]]
+
+
+@contextmanager
+def state_changes(testbed: CommandLine) -> Iterator[list[tuple[str, str]]]:
+    """The states that scans take from here on, with their uids, in the order in which etcd has them."""
+    changes: list[tuple[str, str]] = []
+
+    def note(change: Change) -> None:
+        key, value = change
+        uid, _, what = key.partition("/")
+        if what == "state" and value is not None and (uid, value["state"]) not in changes:
+            changes.append((uid, value["state"]))
+
+    etcd = connect_etcd(Config.load(testbed.folder / "testbed" / "mpistream.toml"))
+    watch = etcd.watch("scans/", note)
+    try:
+        yield changes
+    finally:
+        watch.close()
+        etcd.close()
 
 
 def test_references_by_name_from_their_making_to_the_dataset(testbed: CommandLine, datasets: Path) -> None:
@@ -95,9 +120,17 @@ def test_references_by_name_from_their_making_to_the_dataset(testbed: CommandLin
 
 def test_scans_follow_each_other_without_waiting_for_datasets(testbed: CommandLine, datasets: Path) -> None:
     """The next one streams once all of the one before is sent, whatever has become of its dataset."""
-    testbed.run("session", "start", "queue", "--datasets", datasets, *THRESHOLDS).succeeded()
+    for session in ("before", "queue"):
+        testbed.run("session", "start", session, "--datasets", datasets, *THRESHOLDS).succeeded()
+    before = start(testbed, "before", "--no-wait", source=LONG)
     announced = [start(testbed, "queue", "--no-wait", source="sim:16x16?electrons=300") for _ in range(4)]
-    wait_until(lambda: states(testbed, "queue") == ["committed"] * 4, 120, "four datasets")
+    with state_changes(testbed) as changes:
+        testbed.run("scan", "abort", before["uid"], "--discard").succeeded()
+        wait_until(lambda: states(testbed, "queue") == ["committed"] * 4, 120, "four datasets")
+    places = {change: place for place, change in enumerate(changes)}
+    uids = [scan["uid"] for scan in announced]
+    assert any(places[next_uid, "streaming"] < places[uid, "committed"] for uid, next_uid in pairwise(uids))
+    assert all(places[next_uid, "streaming"] > places[uid, "streaming"] for uid, next_uid in pairwise(uids))
     found = shown(testbed, "queue")
     assert [scan["uid"] for scan in found["scans"]] == [scan["uid"] for scan in announced]
     assert [scan["dataset"] for scan in found["scans"]] == [scan["output"] for scan in announced]
