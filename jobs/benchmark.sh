@@ -85,6 +85,6 @@ finish_seconds=240
 
 exec "$mpistream" job run benchmark --session "$session" \
     --config "$config" \
-    --finish-seconds "$finish_seconds" --no-requeue --producers-here \
+    --finish-seconds "$finish_seconds" --no-requeue --producers-here --interface hsn0 \
     "${options[@]}" \
     -- "${ranks[@]}"

@@ -75,6 +75,8 @@ ranks=(
     # memory beside the network card, while there is some
     numactl --preferred=2
     "$mpistream" consume --config "$config" --interface hsn0
+    # what is bound is the interface's address; who is outside connects to this name of a node
+    --external-name '{host}.chn.perlmutter.nersc.gov'
 )
 
 # ---- The runner -------------------------------------------------------------------------------------------------

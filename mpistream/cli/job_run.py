@@ -144,6 +144,9 @@ def _mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @counting_options
 @click.option("--producers-here", is_flag=True, help="replay: start producers and an aggregator, too.")
 @click.option(
+    "--interface", metavar="NAME", help="Network interface whose address an aggregator and an etcd of the job bind."
+)
+@click.option(
     "--requeue/--no-requeue", default=True, show_default=True, help="With work left, go back into Slurm's queue."
 )
 @click.option("--least-nodes", default=1, show_default=True, type=click.IntRange(1), help="Fewer are of no use.")
@@ -160,6 +163,7 @@ def run(
     session: str,
     config: Path | None,
     producers_here: bool,
+    interface: str | None,
     requeue: bool,
     least_nodes: int,
     finish_seconds: float,
@@ -179,6 +183,12 @@ def run(
     program = _program(asked)
     if config is None and asked.mode is not Mode.FILEBASED:
         raise ConfigError(f"mode {mode} needs the deployment's configuration", "give --config FILE")
+    surroundings = _surroundings(asked.mode, producers_here)
+    if interface is not None and surroundings not in (Surroundings.CAMERA_HERE, Surroundings.ALL_HERE):
+        raise ConfigError(
+            f"--interface has no effect in mode {mode} without --producers-here",
+            "leave it out before --; ranks take it behind consume",
+        )
     rules = Rules(
         least_nodes,
         finish_seconds,
@@ -187,7 +197,7 @@ def run(
     )
     order = JobOrder(asked.mode, session, command, rules, requeue)
     folder = asked.output.parent if "output" in asked.options else Path.cwd()
-    sys.exit(run_batch_job(order, program, config, _surroundings(asked.mode, producers_here), folder))
+    sys.exit(run_batch_job(order, program, config, surroundings, folder, interface))
 
 
 def _surroundings(mode: Mode, producers_here: bool) -> Surroundings:

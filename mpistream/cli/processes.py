@@ -93,9 +93,17 @@ def aggregate(
 @etcd_option
 @host_option
 @interface_option
+@click.option(
+    "--external-name", metavar="NAME", help="Under which others reach this host; {host}: the node's own name."
+)
 @click.option("--ranks-per-group", type=int, help="Ranks in a group; 0: those of a node.")
 def consume(
-    config: Path | None, etcd: tuple[str, ...], host: str | None, interface: str | None, ranks_per_group: int | None
+    config: Path | None,
+    etcd: tuple[str, ...],
+    host: str | None,
+    interface: str | None,
+    external_name: str | None,
+    ranks_per_group: int | None,
 ) -> None:
     """A rank of the MPI job: receives frames, counts electrons and writes datasets together with the other ranks.
 
@@ -109,6 +117,7 @@ def consume(
             etcd__endpoints=list(etcd) or None,
             network__host=host,
             network__interface=interface,
+            network__external_name=external_name,
             ranks__ranks_per_group=ranks_per_group,
         )
     )

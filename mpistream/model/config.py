@@ -25,6 +25,10 @@ from mpistream.model.virtual_images import VirtualDetectors, check_radii
 #: An override that takes the place of another key of its section.
 _INSTEAD_OF = {"network.host": "interface", "network.interface": "host"}
 
+#: Part of a host name, between dots.
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_LONGEST_NAME = 253
+
 _DESCRIBED = "docs/configuration.md describes every key"
 
 
@@ -47,9 +51,26 @@ class EtcdConfig(_Section):
         return endpoints
 
 
+def check_external_name(pattern: str) -> str:
+    """``pattern``, a host name or IPv4 address in which ``{host}`` stands for a node's own name. Raises ValueError."""
+    name = pattern.replace("{host}", "host")
+    if re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name) is None or len(name) > _LONGEST_NAME or name == "0.0.0.0":
+        raise ValueError(
+            f"{pattern!r} is no host name that others can connect to, as in '{{host}}.chn.example.org', where {{host}} "
+            "stands for the node's own name"
+        )
+    return pattern
+
+
 class NetworkConfig(_Section):
     host: str | None = Field(default=None, description="address that this host's sockets bind and publish")
     interface: str | None = Field(default=None, description="network interface whose address that is")
+    external_name: str | None = Field(default=None, description="name that ranks publish in the address's place")
+
+    @field_validator("external_name")
+    @classmethod
+    def _is_a_name(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else check_external_name(pattern)
 
     @field_validator("host")
     @classmethod

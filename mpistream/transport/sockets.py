@@ -68,9 +68,10 @@ class Sockets:
         """True as soon as something can be read; False after ``timeout_seconds``."""
         return bool(self._poller.poll(int(timeout_seconds * 1000)))
 
-    def data_inlet(self, host: str, port: int = 0) -> "DataInlet":
+    def data_inlet(self, host: str, port: int = 0, published: str = "") -> "DataInlet":
+        """``published`` stands in the endpoint in the place of ``host``, which is bound."""
         socket = self._socket(zmq.PULL, heartbeat=True)
-        return DataInlet(socket, self._bind(socket, host, port))
+        return DataInlet(socket, self._bind(socket, host, port, published))
 
     def data_outlet(self, endpoint: str) -> "DataOutlet":
         socket = self._socket(zmq.PUSH, read=False, heartbeat=True)
@@ -92,11 +93,11 @@ class Sockets:
         socket.setsockopt(zmq.SNDHWM, most_waiting)
         return CameraOutlet(socket, endpoint)
 
-    def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
+    def answer_inlet(self, host: str, port: int = 0, published: str = "") -> "AnswerInlet":
         socket = self._socket(zmq.ROUTER, heartbeat=True)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        return AnswerInlet(socket, self._bind(socket, host, port))
+        return AnswerInlet(socket, self._bind(socket, host, port, published))
 
     def answer_outlet(self, endpoint: str, hello: Hello) -> "AnswerOutlet":
         socket = self._socket(zmq.DEALER, heartbeat=True)
@@ -129,7 +130,7 @@ class Sockets:
         return socket
 
     @staticmethod
-    def _bind(socket: "zmq.Socket[bytes]", host: str, port: int) -> str:
+    def _bind(socket: "zmq.Socket[bytes]", host: str, port: int, published: str = "") -> str:
         try:
             if port:
                 socket.bind(f"tcp://{host}:{port}")
@@ -146,7 +147,7 @@ class Sockets:
                 f"cannot bind {where}: {error.strerror}",
                 "set [network] host to an address of this machine",
             ) from error
-        return f"tcp://{host}:{port}"
+        return f"tcp://{published or host}:{port}"
 
     def forget(self, outlet: "DataOutlet | AnswerOutlet") -> None:
         """Closes one connection that is needed no more."""

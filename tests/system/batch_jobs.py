@@ -41,10 +41,14 @@ class Microscope:
     def stop_session(self, name: str) -> None:
         self.sessions.stop_session(name, SessionStop(since_unix_seconds=time.time(), reason="that was all"))
 
+    @property
+    def consume(self) -> tuple[str, ...]:
+        """The command of an MPI job."""
+        return (mpiexec(), "-n", str(RANKS), *_MPISTREAM, "consume", "--config", str(self.config))
+
     def job_run(self, mode: str, *options: object, command: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
         """Started; its output is read at its end."""
-        consume = (mpiexec(), "-n", str(RANKS), *_MPISTREAM, "consume", "--config", str(self.config))
-        return self.cli.start("job", "run", mode, "--config", self.config, *options, "--", *(command or consume))
+        return self.cli.start("job", "run", mode, "--config", self.config, *options, "--", *(command or self.consume))
 
     def announce(self, source: str, output: Path, session: str = "") -> str:
         """The scan's uid; as somebody at the microscope does it, once an MPI job is there."""

@@ -124,7 +124,11 @@ def test_tomography_leaves_a_dataset_for_each_tilt_and_an_index(scope: Microscop
 
 def test_a_benchmark_brings_everything_along(scope: Microscope, output: Path) -> None:
     figures = output.with_suffix(".json")
-    job = scope.job_run("benchmark", "--scan", "16x16?electrons=50", "--repeat", 2, "--output", figures)
+    refused = scope.job_run("benchmark", "--scan", "16x16", "--output", figures, "--interface", "hsn7")
+    assert "no interface 'hsn7'" in finish(refused).stdout
+    assert scope.job_of(refused).state is BatchJobState.FAILED
+    options = ("--scan", "16x16?electrons=50", "--repeat", 2, "--interface", "lo")
+    job = scope.job_run("benchmark", *options, "--output", figures)
     done = finish(job).succeeded()
     said = json.loads(figures.read_text())
     assert [scan["frames"] for scan in said["repeats"]] == [256, 256]

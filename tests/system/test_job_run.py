@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 
-from mpistream.model.session import BatchJobState, Mode
-from tests.system.batch_jobs import THRESHOLDS, Microscope, microscope
+from mpistream.model.session import BatchJob, BatchJobState, Mode
+from tests.system.batch_jobs import RANKS, THRESHOLDS, Microscope, microscope
 from tests.system.command_line import finish, wait_until
 from tests.system.datasets import assert_frames_of, assert_same_events, same_bytes
 from tests.system.sector_writer import MadeUpScan
+from tests.unit.batch_jobs import program
 
 #: Streams for several seconds, even on a fast machine.
 LONG = "sim:40x40?electrons=50&seed=5"
@@ -165,6 +167,79 @@ def test_single_serves_the_next_scan_of_its_session(scope: Microscope, output: P
     assert str(output) in scope.job_of(job).reason
 
 
+def test_ranks_that_are_reached_under_another_name(scope: Microscope, output: Path) -> None:
+    """They bind the interface's address; the aggregator connects to the name."""
+    scan = MadeUpScan(3, 4, 1, 0, scan_number=7, seed=8)
+    source = f"files:{scan.write(scope.cli.folder / 'named')}"
+    job = scope.job_run(
+        *("single", "--source", source, *THRESHOLDS, "--output", output),
+        command=(*scope.consume, "--interface", "lo", "--external-name", "localhost"),
+    )
+    (group,) = wait_until(scope.registry.groups, 60, "an MPI job")
+    endpoints = [endpoint for rank in group.ranks for endpoint in (rank.data_endpoint, rank.answer_endpoint)]
+    assert len(endpoints) == 2 * RANKS
+    assert all(endpoint.startswith("tcp://localhost:") for endpoint in endpoints)
+    assert listening({int(endpoint.rpartition(":")[2]) for endpoint in endpoints}) == {"127.0.0.1"}
+    finish(job).succeeded()
+    assert_same_events(output, scan.expected_events())
+
+
+def listening(ports: set[int]) -> set[str]:
+    """The addresses at which somebody listens on them."""
+    connections = psutil.net_connections("tcp")
+    return {
+        connection.laddr.ip
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+    }
+
+
+@pytest.fixture
+def queue(scope: Microscope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Somebody in the place of Slurm, for the job 77, who notes in this file what the job is requeued."""
+    noted = tmp_path / "requeued"
+    answers = f'"show job"*) echo JobId=77 Requeue=1;; requeue*) echo "$*" >> {noted};;'
+    program(tmp_path, "scontrol", f'case "$*" in "show hostnames"*) hostname;; {answers} esac')
+    surroundings = {"SLURM_JOB_ID": "77", "SLURM_CLUSTER_NAME": "made-up", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name, value in surroundings.items():
+        monkeypatch.setitem(scope.cli.environment, name, value)
+    return noted
+
+
+def record_of_77(scope: Microscope) -> BatchJob:
+    (job,) = [job for job in scope.sessions.batch_jobs() if job.scheduled == "77"]
+    return job
+
+
+def test_a_live_job_without_any_scan_is_not_requeued(scope: Microscope, output: Path, queue: Path) -> None:
+    """Its session may be forgotten, and it would come back for ever."""
+    scope.start_session("forgotten", output.parent)
+    job = scope.job_run("live", "--session", "forgotten")
+    wait_until(scope.registry.groups, 60, "an MPI job")
+    job.send_signal(signal.SIGUSR1)
+    done = finish(job).succeeded()
+    assert "Slurm says that the time limit is near" in done.stdout
+    record = record_of_77(scope)
+    assert record.state is BatchJobState.ENDED
+    assert record.reason == "there was no scan to serve in the whole run"
+    assert "mpistream job submit live --session forgotten" in record.remedy
+    assert not queue.exists()
+
+
+def test_a_live_job_that_has_served_a_scan_is_requeued(scope: Microscope, output: Path, queue: Path) -> None:
+    scope.start_session("busy", output.parent)
+    job = scope.job_run("live", "--session", "busy")
+    uid = scope.announce("sim:2x2?electrons=50", output, session="busy")
+    scope.wait_for_state(uid, "committed")
+    job.send_signal(signal.SIGUSR1)
+    wait_until(queue.exists, 60, "the requeue")
+    job.send_signal(signal.SIGTERM)  # as Slurm does
+    finish(job).succeeded()
+    assert queue.read_text() == "requeue 77\n"
+    record = record_of_77(scope)
+    assert (record.state, record.reason) == (BatchJobState.REQUEUED, "nothing is in hand any more")
+
+
 @pytest.mark.parametrize(("script", "state", "status"), [("echo counted", "ended", 0), ("exit 4", "failed", 1)])
 def test_a_command_that_runs_once(scope: Microscope, script: str, state: str, status: int) -> None:
     job = scope.job_run("filebased", command=("sh", "-c", script))
@@ -188,6 +263,7 @@ def test_a_session_that_was_never_started(scope: Microscope) -> None:
     ("mode", "options", "words"),
     [
         ("live", ("--scans", 2), ("--scans", "no effect", "live")),
+        ("live", ("--session", "x", "--interface", "lo"), ("--interface", "no effect", "live")),
         ("single", ("--source", "sim:2x2"), ("--source and --output",)),
         ("filebased", ("--output", "x.h5"), ("--output", "no effect", "filebased")),
         ("timeseries", ("--source", "sim:2x2"), ("needs", "--output", "--scans")),

@@ -75,6 +75,15 @@ def test_a_file_changes_only_what_it_names(load) -> None:
         ("[etcd]\nendpoints = ['a:1', 'http://b:2']", ["etcd.endpoints", "'http://b:2' is not host:port"]),
         ("[etcd]\nendpoints = ['host:99999']", ["etcd.endpoints", "99999"]),
         ("[network]\nhost = '10.0.0.1'\ninterface = 'hsn0'", ["network", "leave one out"]),
+        ("[network]\nexternal_name = ''", ["network.external_name", "'' is no host name", "{host}"]),
+        ("[network]\nexternal_name = '{host}.'", ["network.external_name", "'{host}.' is no host name"]),
+        ("[network]\nexternal_name = '{host}..org'", ["network.external_name"]),
+        ("[network]\nexternal_name = '{node}.org'", ["network.external_name", "'{node}.org'"]),
+        ("[network]\nexternal_name = '{host}.-a.org'", ["network.external_name"]),
+        ("[network]\nexternal_name = '{host}:5000'", ["network.external_name"]),
+        ("[network]\nexternal_name = '*'", ["network.external_name"]),
+        ("[network]\nexternal_name = '0.0.0.0'", ["network.external_name", "others can connect to"]),
+        (f"[network]\nexternal_name = '{'a.' * 127}aa'", ["network.external_name"]),
         ("[etcd]\ntimeout_seconds = 0", ["etcd.timeout_seconds", "0"]),
         ("[ranks]\nparallel_hdf5 = 'no'", ["ranks.parallel_hdf5", "'no'"]),
         ("[ranks]\ngather_round_bytes = 2147483648", ["ranks.gather_round_bytes"]),
@@ -161,6 +170,14 @@ def test_options_go_before_the_file(load) -> None:
     config = load(text, {"etcd.lease_seconds": 9, "etcd.timeout_seconds": None, "network.host": "10.0.0.1"})
     assert (config.etcd.lease_seconds, config.etcd.timeout_seconds) == (9, 2.0)
     assert config.network.host == "10.0.0.1"
+
+
+@pytest.mark.parametrize("name", ["{host}.chn.example.org", "localhost", "n-{host}", "192.0.2.1"])
+def test_a_name_for_the_outside_stands_beside_the_interface(load, name: str) -> None:
+    config = load(f"[network]\ninterface = 'hsn0'\nexternal_name = '{name}'")
+    assert (config.network.interface, config.network.external_name) == ("hsn0", name)
+    assert load(config.to_toml()) == config
+    assert load(config.to_toml(), {"network.host": "10.0.0.1"}).network.external_name == name
 
 
 @pytest.mark.parametrize(("given", "other"), [("host", "interface"), ("interface", "host")])

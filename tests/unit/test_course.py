@@ -41,6 +41,7 @@ FACTS = st.builds(
     starts=st.integers(0, 9),
     brief_lives=st.integers(0, 9),
     nodes=st.integers(0, 5),
+    was_of_use=st.booleans(),
 )
 ALL_RULES = st.builds(Rules, st.integers(1, 4), st.floats(0, 600), st.booleans(), st.floats(1, 900))
 
@@ -93,6 +94,31 @@ def test_who_leaves_does_not_come_back() -> None:
     assert decide(leaving, RULES) == Decision(Action.WAIT, Outcome.REQUEUE, "its time is up")
     assert decide(replace(leaving, step=StepState.NONE), RULES).action is Action.LEAVE
     assert decide(replace(leaving, told=True), RULES).outcome is Outcome.TOLD
+
+
+def test_a_job_that_nobody_had_a_use_for_does_not_go_back_into_the_queue() -> None:
+    """A session that is forgotten and never stopped would requeue it for ever."""
+    idle = replace(SERVING, warned_seconds=0.0, seconds_left=150.0, may_requeue=True, was_of_use=False)
+    decision = decide(idle, RULES)
+    assert (decision.action, decision.outcome) == (Action.STOP, Outcome.UNUSED)
+    assert "no scan" in decision.reason
+    ended = decide(replace(idle, step=StepState.NONE), RULES)
+    assert (ended.action, ended.outcome) == (Action.LEAVE, Outcome.UNUSED)
+    assert decide(replace(idle, was_of_use=True), RULES).outcome is Outcome.REQUEUE
+    # until the warning it waits for scans, and one that comes at the last moment is for the next run
+    assert decide(replace(idle, warned_seconds=None), RULES) == Decision(Action.WAIT)
+    assert decide(replace(idle, has_in_hand=True, was_of_use=True), RULES) == Decision(Action.WAIT)
+    # its nodes have failed: nobody can say that it was of no use
+    few = replace(idle, warned_seconds=None, step=StepState.NONE, nodes=1)
+    assert decide(few, RULES).outcome is Outcome.REQUEUE
+
+
+@given(FACTS, ALL_RULES)
+def test_who_was_of_no_use_goes_back_only_for_lack_of_nodes(facts: Facts, rules: Rules) -> None:
+    decision = decide(replace(facts, was_of_use=False), rules)
+    if decision.outcome is Outcome.REQUEUE:
+        assert facts.nodes < rules.least_nodes or facts.has_in_hand or rules.runs_once
+    assert decision.outcome is not Outcome.UNUSED or facts.may_requeue
 
 
 def test_a_job_without_a_signal_warns_itself() -> None:

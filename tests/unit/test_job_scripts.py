@@ -65,6 +65,22 @@ def test_ranks_in_a_container(container: str, tmp_path: Path) -> None:
 
 
 @MODES
+def test_only_who_is_outside_needs_a_name_for_the_outside(mode: Mode, tmp_path: Path, runner: Path) -> None:
+    profile = tmp_path / "mine.toml"
+    profile.write_text("[launcher]\ninterface = 'ib0'\nexternal_name = '{host}.out.example.org'\n")
+    text = script(request(mode, mpistream=str(runner)), str(profile))
+    path = tmp_path / "job.sh"
+    path.write_text(text)
+    shellcheck(path)
+    named = "    --external-name '{host}.out.example.org'\n" in text
+    assert named == (mode not in (Mode.REPLAY, Mode.BENCHMARK, Mode.FILEBASED))
+    step = text.partition("ranks=(")[2].partition("\n)")[0]
+    assert ("--interface ib0" in step) == (mode is not Mode.FILEBASED)
+    runs = text.partition("job run ")[2]
+    assert ("--producers-here --interface ib0" in runs) == (mode in (Mode.REPLAY, Mode.BENCHMARK))
+
+
+@MODES
 def test_plain_scripts_are_what_the_templates_give(mode: Mode) -> None:
     kept = jobs_folder() / f"{mode}.sh"
     assert kept.read_text() == plain_script(mode), "run `make jobs`"
@@ -274,7 +290,7 @@ def test_a_script_becomes_the_runner_with_its_options_word_for_word(tmp_path: Pa
         (Mode.LIVE, []),
         (Mode.DARK, ["--source", "sim:8x8?electrons=0", "--name", "tuesday"]),
         (Mode.CALIBRATE, ["--source", "sim:8x8", "--name", "tuesday", "--dark", "ref:tuesday"]),
-        (Mode.BENCHMARK, ["--producers-here", "--scan", "64x64", "--repeat", "3"]),
+        (Mode.BENCHMARK, ["--producers-here", "--interface", "eth0", "--scan", "64x64", "--repeat", "3"]),
     ],
 )
 def test_the_options_of_modes_without_files(
@@ -295,7 +311,13 @@ def test_the_options_of_modes_without_files(
         (Mode.TIMESERIES, ["--source", "sim:8x8", "--scans", "5", "--interval", "2.5", "--output", "{}", "--join"]),
         (Mode.TOMOGRAPHY, ["--source", "files:/data/{{tilt}}", "--tilts", "-60:60:2", "--output", "{}"]),
         (Mode.RAW, ["--source", "files:/data/sectors", "--output", "{}"]),
-        (Mode.REPLAY, ["--producers-here", "--source", "raw:{}.raw.h5", "--rate", "1000", "--output", "{}"]),
+        (
+            Mode.REPLAY,
+            [
+                *("--producers-here", "--interface", "eth0"),
+                *("--source", "raw:{}.raw.h5", "--rate", "1000", "--output", "{}"),
+            ],
+        ),
     ],
 )
 def test_the_options_of_modes_with_files(

@@ -1,5 +1,6 @@
 """A rank's receiving thread, over its real sockets: blocks in, acknowledgements and news out."""
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from mpistream.model.config import Config, WatchdogConfig
+from mpistream.model.config import Config, NetworkConfig, WatchdogConfig
 from mpistream.model.geometry import SECTORS
 from mpistream.model.job_messages import JobMessage, JobMessageKind, LostMessageError
 from mpistream.model.protocol import Ack, Hello, Want
@@ -610,3 +611,20 @@ def test_a_lost_message_ends_the_job(two_ranks: TwoRanks) -> None:
     (error,) = two_ranks.aborts
     assert isinstance(error, LostMessageError)
     assert error.remedy
+
+
+def test_what_is_connected_to_from_outside_is_published_under_a_name_of_its_own() -> None:
+    """The ranks among themselves keep to the interface."""
+    network = NetworkConfig(interface="lo", external_name="localhost")
+    watchdog = Watchdog(WatchdogConfig(), 0, peers=[0])
+    receiver = RankReceiver(Config(network=network), 0, 1, INCARNATION, Mailbox(), watchdog, lambda error: None)
+    try:
+        endpoints = receiver.endpoints(0, "node")
+        for endpoint in (endpoints.data_endpoint, endpoints.answer_endpoint):
+            name, port = endpoint.removeprefix("tcp://").split(":")
+            assert name == "localhost"
+            with socket.create_connection(("127.0.0.1", int(port)), timeout=10):
+                pass
+        assert receiver.talk.hub_endpoint.startswith("tcp://127.0.0.1:")
+    finally:
+        receiver._sockets.close()

@@ -26,6 +26,7 @@ def test_perlmutter_gives_each_rank_its_part_of_a_node() -> None:
     assert site.nodes.hardware_threads == 256
     assert site.cpus_per_task(64) == 4
     assert site.scheduler.account_required
+    assert (site.launcher.interface, site.launcher.external_name) == ("hsn0", "{host}.chn.perlmutter.nersc.gov")
     assert (site.qos["debug"].most_nodes, site.qos["debug"].longest) == (8, 1800)
 
 
@@ -64,6 +65,7 @@ def test_a_profile_that_is_not_there_is_named(profile: Path) -> None:
         ("[nodes]\ndefault = '2'", "nodes.default: .*not '2'", "docs/cluster.md"),
         ("[software]\ncontainer = 'shifter'", "container and image belong together", "docs/cluster.md"),
         ("[software]\ncontainer = 'docker'", "software.container: .*not 'docker'", "docs/cluster.md"),
+        ("[launcher]\nexternal_name = '{host}. org'", "launcher.external_name: '{host}. org' is no host name", "docs/"),
         ("[storage]\nscratch = '$(rm x)'", "storage.scratch", "docs/cluster.md"),
         ("[environment]\n'A B' = 'c'", "environment.A B", "docs/cluster.md"),
         ('[environment]\nA = "c\\nd"', "A has more than one line", "docs/cluster.md"),

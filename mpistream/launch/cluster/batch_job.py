@@ -33,14 +33,20 @@ class Surroundings(Enum):
 
 
 def run_batch_job(
-    order: JobOrder, program: Program, config_path: Path | None, surroundings: Surroundings, shared_folder: Path
+    order: JobOrder,
+    program: Program,
+    config_path: Path | None,
+    surroundings: Surroundings,
+    shared_folder: Path,
+    interface: str | None = None,
 ) -> int:
     """The exit status of `mpistream job run`. Nothing that it has started is left.
 
     config_path    None where nothing is streamed, and nobody is to know of the job
     shared_folder  one that all nodes see: the configuration of a deployment of its own lies there meanwhile
+    interface      whose address the processes of such a deployment bind; None: as the configuration says
     """
-    config = Config.load(config_path)
+    config = Config.load(config_path, {"network.interface": interface})
     check_command(order.command)
     allocation = this_allocation()
     with ExitStack() as opened:
@@ -63,7 +69,7 @@ def run_batch_job(
                     own = shared_folder / f"mpistream-{allocation.number}.toml"
                     opened.callback(own.unlink, missing_ok=True)
                     has_etcd = surroundings is Surroundings.ALL_HERE
-                    config = _own_deployment(services, config, allocation, own, has_etcd)
+                    config = own_deployment(services, config, allocation, own, has_etcd)
                     order = replace(order, command=with_configuration(order.command, config_path, own))
                 registry = Registry(_connected(opened, config), config.etcd.lease_seconds)
             has_session = surroundings in (Surroundings.DEPLOYMENT, Surroundings.CAMERA_HERE)
@@ -93,10 +99,12 @@ def _connected(opened: ExitStack, config: Config) -> Coordination:
     return etcd
 
 
-def _own_deployment(services: Services, config: Config, allocation: Allocation, own: Path, has_etcd: bool) -> Config:
+def own_deployment(services: Services, config: Config, allocation: Allocation, own: Path, has_etcd: bool) -> Config:
     """Starts the camera's side of a deployment of this job alone; its configuration, which stands in ``own``, too."""
-    host = own_host(config)
+    host = own_host(config, len(allocation.nodes))
     changes: dict[str, Any] = {"deployment": f"{config.deployment}-{allocation.number}"}
+    # whoever connects to its ranks is in the job itself, where names for the outside may lead nowhere
+    changes["network"] = config.network.model_copy(update={"external_name": None})
     if has_etcd:
         changes["etcd"] = config.etcd.model_copy(update={"endpoints": [services.start_etcd(host)]})
     changed = config.model_copy(update=changes)

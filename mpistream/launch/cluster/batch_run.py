@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
@@ -94,6 +95,7 @@ class BatchRun:
         self.is_working = False
         self._program_ended = False
         self._leaving: tuple[Outcome, str] | None = None
+        self._over_before: set[UUID] = set()
 
     # what programs use
 
@@ -167,6 +169,7 @@ class BatchRun:
         if self._registry is not None:
             self._book = ScanBook(self._registry)
             self._opened.callback(self._book.close)
+            self._over_before = {uid for uid, scan in self._book.scans.items() if not scan.facts.is_unfinished}
 
     def _perform(self, program: Program) -> int:
         end: ProgramEnd | None = None
@@ -197,13 +200,15 @@ class BatchRun:
         left = self._what_is_left()
         reason = f"{decision.reason}{': ' + left if left else ''}"
         remedy = self._who_goes_on(decision.outcome) if left else ""
+        if decision.outcome is Outcome.UNUSED:
+            remedy = f"submit it again when there are scans: {self._submit_live()}"
         is_live = self.order.mode is Mode.LIVE
         match decision.outcome:
             case Outcome.REQUEUE:
                 return self._requeue(reason, remedy)
             case Outcome.TOLD:
                 return self._end(BatchJobState.ENDED, reason, remedy, DONE if is_live else FAILED)
-            case Outcome.HANDED_OVER if is_live:
+            case Outcome.HANDED_OVER | Outcome.UNUSED if is_live:
                 return self._end(BatchJobState.ENDED, reason, remedy, DONE)
             case _:
                 return self._end(BatchJobState.FAILED, reason, remedy or "submit it again", FAILED)
@@ -211,10 +216,10 @@ class BatchRun:
     def _who_goes_on(self, outcome: Outcome | None) -> str:
         if outcome is Outcome.REQUEUE:
             return "this job goes on with it when it begins again"
-        session = self.order.session or "NAME"
-        return (
-            f"another job of the deployment goes on with it: mpistream job submit live --session {session} --site SITE"
-        )
+        return f"another job of the deployment goes on with it: {self._submit_live()}"
+
+    def _submit_live(self) -> str:
+        return f"mpistream job submit live --session {self.order.session or 'NAME'} --site SITE"
 
     def _what_is_left(self) -> str:
         if self._book is None:
@@ -286,7 +291,12 @@ class BatchRun:
             starts=job.starts,
             brief_lives=job.brief_lives,
             nodes=len(job.good),
+            was_of_use=self._was_of_use(),
         )
+
+    def _was_of_use(self) -> bool:
+        """A live job that was not, and is requeued, would come back for ever where its session is forgotten."""
+        return self.order.mode is not Mode.LIVE or bool(self.book.scans.keys() - self._over_before)
 
     def _may_requeue(self) -> bool:
         has_use = not (self.order.mode is Mode.LIVE and self.session_stopped)

@@ -36,6 +36,7 @@ class Outcome(StrEnum):
     TOLD = "told"  # somebody ended the job
     REQUEUE = "requeue"  # what is left is for the same job's next run
     HANDED_OVER = "handed over"  # what is left is for another job
+    UNUSED = "unused"  # nobody had a use for it, and it does not wait for one in the queue
     FAILED = "failed"
 
 
@@ -72,6 +73,7 @@ class Facts:
     starts          of the MPI job so far
     brief_lives     the number of its last lives in a row that were brief
     nodes           that can be used
+    was_of_use      a scan was under way during this run, or the mode brings its own
     """
 
     program_ended: bool = False
@@ -89,6 +91,7 @@ class Facts:
     starts: int = 0
     brief_lives: int = 0
     nodes: int = 1
+    was_of_use: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def _leaves(facts: Facts, rules: Rules) -> tuple[Outcome | None, str]:
     later = Outcome.REQUEUE if facts.may_requeue else Outcome.HANDED_OVER
     if facts.warned_seconds is not None:
         if not facts.has_in_hand and not rules.runs_once:
+            if facts.may_requeue and not facts.was_of_use:
+                return Outcome.UNUSED, "there was no scan to serve in the whole run"
             return later, "nothing is in hand any more"
         if _is_last_moment(facts) or (facts.seconds_left is None and facts.warned_seconds >= rules.finish_seconds):
             return later, "its time is up, and what it has in hand takes longer"

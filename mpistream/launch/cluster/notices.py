@@ -17,6 +17,10 @@ from mpistream.model.session import BatchJobState
 _SESSION_SECONDS = 1.0
 #: The program hears of a scan's end later than who counts the scans in hand; then it may be done.
 _HEARS_SECONDS = 2.0
+#: Why a job was warned: who looks for a signal that did not come must be able to tell.
+_SLURM_SAYS = "Slurm says that the time limit is near"
+_OWN_CLOCK = "by the job's own clock the time limit is near"
+_ASKED = "it was asked to end after the scan in hand"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -48,7 +52,7 @@ class Signals:
             self.told = True
             return
         self.drained |= number == signal.SIGUSR2
-        self.warning = "it was asked to end after the scan in hand" if self.drained else "the time limit is near"
+        self.warning = _ASKED if self.drained else _SLURM_SAYS
 
 
 class Notices:
@@ -90,7 +94,7 @@ class Notices:
         """To be called several times a second. ``begun``: what is under way; asked once, when the job is warned."""
         self._look_at_session()
         self._record.update(ends_by_unix_seconds=self._allocation.ends_by_unix_seconds())
-        near = "the time limit is near" if time_is_short(self.seconds_left, self._rules) else ""
+        near = _OWN_CLOCK if time_is_short(self.seconds_left, self._rules) else ""
         if self._warned is None and (why := self._signals.warning or near):
             self._warn(why, frozenset(begun()))
 

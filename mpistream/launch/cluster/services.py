@@ -19,6 +19,10 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _TURN_SECONDS = 0.05
 
+_NAME_INTERFACE = (
+    "name the interface between the nodes: job run --interface NAME, or [launcher] interface in the site profile"
+)
+
 
 class Services:
     """Processes on this machine that are started again whenever they end. Their logs lie in ``folder``."""
@@ -80,25 +84,38 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def own_host(config: Config) -> str:
-    """An address of this machine at which the other nodes of the job reach it. Raises ConfigError."""
+def own_host(config: Config, nodes: int) -> str:
+    """An address of this machine at which the other ones of the job's ``nodes`` reach it. Raises ConfigError."""
     if config.network.interface is not None or "SLURM_JOB_ID" not in os.environ:
-        return own_address(config.network)
-    try:
-        return socket.gethostbyname(socket.gethostname())  # [network] host is another machine's
-    except OSError as error:
+        host = own_address(config.network)
+    else:
+        try:
+            host = socket.gethostbyname(socket.gethostname())  # [network] host is another machine's
+        except OSError as error:
+            raise ConfigError(f"the address of this node is not known: {error}", _NAME_INTERFACE) from error
+    if nodes > 1 and host.startswith("127."):
         raise ConfigError(
-            f"the address of this node is not known: {error}",
-            "name its card in [network] interface of the configuration",
-        ) from error
+            f"the address of {socket.gethostname()} is {host}, which the other nodes do not reach", _NAME_INTERFACE
+        )
+    return host
 
 
 def with_configuration(command: tuple[str, ...], given: Path, own: Path) -> tuple[str, ...]:
-    """The MPI job's command with another configuration file. Raises ConfigError where it does not name ``given``."""
-    changed = tuple(word.replace(str(given), str(own)) for word in command)
+    """The MPI job's command with another configuration file. Raises ConfigError where it does not name ``given``.
+
+    Only where it is a whole word, or an option's whole value: the program itself may lie in a folder of that name.
+    """
+    changed = tuple(_with_value(word, given, own) for word in command)
     if changed == command:
         raise ConfigError(
             f"the command behind -- does not name the configuration {given}",
             f"for instance: -- srun mpistream consume --config {given}",
         )
     return changed
+
+
+def _with_value(word: str, given: Path, own: Path) -> str:
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={own}" if Path(value) == given else word
+    return str(own) if Path(word) == given else word

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from mpistream.model.config import check_external_name
 from mpistream.model.errors import ConfigError
 
 _DESCRIBED = "docs/cluster.md describes every key of a site profile"
@@ -114,7 +115,13 @@ class Launcher(_Section):
         pattern=r"^[A-Za-z0-9_.:-]*$",
         description="the ranks' network interface, as hsn0",
     )
+    external_name: str = Field(default="", description="under which the ranks are reached from outside; {host}: a node")
     options: list[_Word] = Field(default=[], description="further options of srun")
+
+    @field_validator("external_name")
+    @classmethod
+    def _is_a_name(cls, pattern: str) -> str:
+        return check_external_name(pattern) if pattern else pattern
 
 
 class Software(_Section):

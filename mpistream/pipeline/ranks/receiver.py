@@ -31,7 +31,7 @@ from mpistream.pipeline.ranks.silence import Silence
 from mpistream.pipeline.ranks.watchdog import Watchdog
 from mpistream.reduction.calibration import SampleStatistics
 from mpistream.reduction.frame_assembly import AssembledBlock
-from mpistream.transport.interface import own_address
+from mpistream.transport.interface import outside_address, own_address
 from mpistream.transport.mailbox import Mailbox
 from mpistream.transport.sockets import Sockets
 
@@ -65,10 +65,10 @@ class RankReceiver:
         self._orders = orders
         self._abort = abort
         self._sockets = Sockets()
-        address = own_address(config.network)
-        self._inlet = self._sockets.data_inlet(address)
-        self._answers = self._sockets.answer_inlet(address)
-        self.talk = JobTalk(self._sockets, address, rank, size, watchdog)
+        outside = outside_address(config.network)
+        self._inlet = self._sockets.data_inlet(outside.bound, published=outside.published)
+        self._answers = self._sockets.answer_inlet(outside.bound, published=outside.published)
+        self.talk = JobTalk(self._sockets, own_address(config.network), rank, size, watchdog)
         self._scans: dict[UUID, RankScan] = {}
         #: to be counted, in this order
         self._assembled: deque[tuple[RankScan, AssembledBlock]] = deque()
