@@ -63,7 +63,7 @@ def test_a_cancelled_job_that_waits_in_the_queue(session: Session) -> None:
 @pytest.mark.timeout(1200)
 def test_at_the_time_limit_a_job_hands_over_and_is_requeued(session: Session, sectors: Path, tmp_path: Path) -> None:
     number = session.submit("live", "--nodes", 2, "--time", "00:03:00", "--requeue")
-    scan = slow_scan(session, sectors, seconds=240)
+    scan = slow_scan(session, sectors, seconds=170)
     wait_until(lambda: session.job(number)["state"] == "requeued", 240, "the requeue")
     shown = session.job(number)
     assert "takes longer" in shown["reason"]
@@ -78,7 +78,8 @@ def test_at_the_time_limit_a_job_hands_over_and_is_requeued(session: Session, se
     job = session.wait_for_end(number)
     assert job["state"] == "ended"
     assert len(job["steps"]) == 2
-    assert "begun again (1)" in session.log(number)
+    for words in ("Slurm says that the time limit is near", "begun again (1)"):
+        assert words in session.log(number)
     assert is_like_testbed_run(scan, f"files:{sectors}", tmp_path)
 
 
