@@ -588,6 +588,32 @@ def test_without_etcd_nothing_is_submitted(stand_in: StandIn, tmp_path: Path, mo
     assert stand_in.calls == []
 
 
+def test_a_benchmark_needs_neither_etcd_nor_a_session(
+    cli: CommandLine, submit: Callable[..., list[object]], registry: SessionRegistry, tmp_path: Path
+) -> None:
+    options = ("--session", "try", "--scan", "64x64", "--chdir", tmp_path / "jobs")
+    assert cli.run(*submit("benchmark", *options, "--json")).last_json["recorded"] is True
+    assert [record.session for record in registry.batch_jobs()] == ["try"]
+    config = tmp_path / "away.toml"
+    config.write_text('[etcd]\nendpoints = ["127.0.0.1:1"]\ntimeout_seconds = 0.5\n')
+    away = submit("benchmark", *options, "--config", config)
+    done = cli.run(*away, "--json").last_json
+    assert (done["job"], done["recorded"]) == ("42", False)
+    assert f"config={config}" in Path(done["script"]).read_text()
+    done = cli.run(*away).succeeded()
+    assert "submitted job 42 to beam" in done.stdout
+    assert "not in etcd  no etcd reachable at 127.0.0.1:1" in done.stdout
+    assert len(registry.batch_jobs()) == 1
+    cli.run(*submit("benchmark", *options, "--config", "/nowhere.toml")).failed_with("cannot read the configuration")
+
+
+def test_a_benchmark_in_a_session_lies_in_its_folder(
+    cli: CommandLine, submit: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    done = cli.run(*submit("benchmark", "--scan", "64x64", "--json")).last_json
+    assert done["script"] == f"{tmp_path}/session/jobs/mpistream-benchmark-tuesday.sh"
+
+
 def test_filebased_needs_no_etcd(cli: CommandLine, stand_in: StandIn, tmp_path: Path) -> None:
     usual = ("--site", "perlmutter", "--session", "tuesday", "--account", "m1", "--chdir", tmp_path / "jobs")
     options = ("--source", "files:camera:/data", "--output", tmp_path / "a.h5", "--json")

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 #: So long a job may be missing from the queue that Slurm has begun to take.
 _LOOK_SECONDS = 15.0
-_TURN_SECONDS = 1.0
+_TURN_SECONDS = 3.0
 _LOOK = "squeue --me --states=all --format='%i %j %T %k'"
 
 #: The mode that leaves references of a kind.
