@@ -14,7 +14,7 @@ from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.job_view import find_job, last_lines, view_jobs, waits
 from mpistream.launch.cluster.slurm import QueuedJob
 from mpistream.model.errors import CoordinationError, SchedulerError
-from mpistream.model.session import BatchJob, BatchJobState, Mode
+from mpistream.model.session import BatchJob, BatchJobState, JobStep, Mode
 from tests.etcd_server import EtcdServer
 from tests.unit.batch_jobs import program
 
@@ -68,13 +68,16 @@ def test_a_record_that_says_running_when_slurm_knows_better(registry: SessionReg
 def test_a_loss_that_was_seen_once_is_seen_without_slurm(
     registry: SessionRegistry, shown: dict[str, str] | None
 ) -> None:
-    registry.write_batch_job(job("7", BatchJobState.RUNNING))
+    died = JobStep(nodes=("c1",), started_unix_seconds=1.0, ended_unix_seconds=2.0, how="died")
+    steps = (died, JobStep(nodes=("c1",), started_unix_seconds=3.0))
+    registry.write_batch_job(job("7", BatchJobState.RUNNING).model_copy(update={"steps": steps}))
     view_jobs(registry, MadeUpSlurm(jobs={"7": shown}), HERE)
     (seen,) = view_jobs(registry, None, HERE)
     assert (seen.state, seen.job.state, seen.is_over) == ("lost", "lost", True)
     assert "go on with the next job" in seen.job.remedy
     ended = seen.job.ended_unix_seconds
     assert ended is not None
+    assert seen.job.steps == (died, steps[1].model_copy(update={"ended_unix_seconds": ended, "how": "lost, too"}))
     assert ended == 1795284917.0 if shown else abs(ended - time.time()) < 60
 
 

@@ -142,13 +142,19 @@ def _lost(job: BatchJob, answer: _Answer, here: str) -> BatchJob | None:
     else:
         return None
     end = shown.get("EndTime", "")
+    ended = float(end) if end.isdecimal() else time.time()
+    steps = (
+        step if step.ended_unix_seconds else step.model_copy(update={"ended_unix_seconds": ended, "how": "lost, too"})
+        for step in job.steps
+    )
     return job.model_copy(
         update={
             "state": BatchJobState.LOST,
             "reason": why,
             "remedy": "the scans that it had go on with the next job of the session"
             + (f"; its log: {job.log}" if job.log else ""),
-            "ended_unix_seconds": float(end) if end.isdecimal() else time.time(),
+            "ended_unix_seconds": ended,
+            "steps": tuple(steps),
         }
     )
 
