@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from mpistream.launch.cluster.slurm import Slurm
 from mpistream.launch.cluster.submission import JOBS, check_references, session_for, submit_job
 from mpistream.launch.supervisor import config_of, default_folder
 from mpistream.launch.testbed_folder import TestbedFolder
-from mpistream.model.errors import StorageError
-from mpistream.model.session import Mode
+from mpistream.model.errors import EtcdUnreachable, StorageError
+from mpistream.model.session import Mode, Session
 from mpistream.pipeline.process import connect_etcd
 
 #: The profile of the Slurm that `mpistream testbed slurm up` starts.
 _TESTBED = "testbed"
+#: They bring along all that they need, etcd too: what stands in the deployment's is for people.
+_SERVING_NOBODY = frozenset({Mode.BENCHMARK})
 
 
 @click.group(
@@ -107,12 +109,10 @@ def _submit(request: JobRequest, site: Site, folder_is_given: bool, folder: Path
     slurm, request = _at_testbed(request, site, folder)
     plan = plan_job(request, site)
     slurm.require("sbatch")
-    with _session_registry(request) as registry:
-        if registry is not None:
-            session = session_for(registry, request.session)
-            check_references(registry, request)
-            if not folder_is_given:
-                plan = replace(plan, request=replace(request, folder=Path(session.folder) / JOBS))
+    with _session_registry(request) as (registry, why_not):
+        session = None if registry is None else _session(registry, request)
+        if session is not None and not folder_is_given:
+            plan = replace(plan, request=replace(request, folder=Path(session.folder) / JOBS))
         done = submit_job(plan, slurm, registry)
     if as_json:
         names = {"job": done.number, "cluster": done.cluster, "script": str(done.script), "log": str(done.log)}
@@ -121,6 +121,16 @@ def _submit(request: JobRequest, site: Site, folder_is_given: bool, folder: Path
     click.echo(f"submitted job {done.number} to {done.cluster}")
     click.echo(f"script       {done.script}")
     click.echo(f"log          {done.log}")
+    if why_not:
+        click.echo(f"not in etcd  {why_not}; squeue --me shows the job")
+
+
+def _session(registry: SessionRegistry, request: JobRequest) -> Session | None:
+    """The session that the job serves, in whose folder it lies; a benchmark serves none, and may name any."""
+    if request.mode in _SERVING_NOBODY:
+        return registry.session(request.session)
+    check_references(registry, request)
+    return session_for(registry, request.session)
 
 
 def _at_testbed(request: JobRequest, site: Site, folder: Path | None) -> tuple[Slurm, JobRequest]:
@@ -137,13 +147,21 @@ def _at_testbed(request: JobRequest, site: Site, folder: Path | None) -> tuple[S
 
 
 @contextmanager
-def _session_registry(request: JobRequest) -> Iterator[SessionRegistry | None]:
-    """None for the job that needs no etcd, where no configuration names one."""
+def _session_registry(request: JobRequest) -> Iterator[tuple[SessionRegistry | None, str]]:
+    """None for the job that needs no etcd, where no configuration names one, or it does not answer: then also why."""
     if request.config is None:
-        yield None
+        yield None, ""
         return
-    with connect_etcd(load_config(request.config)) as etcd:
-        yield SessionRegistry(etcd)
+    why_not = ""
+    with ExitStack() as opened:
+        registry = None
+        try:
+            registry = SessionRegistry(opened.enter_context(connect_etcd(load_config(request.config))))
+        except EtcdUnreachable as error:
+            if request.mode not in _SERVING_NOBODY:
+                raise
+            why_not = error.message
+        yield registry, why_not
 
 
 _commands_of_modes(render, [path_option("--script", "FILE.sh", "Where to write it, instead of stdout.")], _render)

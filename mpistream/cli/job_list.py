@@ -5,41 +5,29 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mpistream.cli.options import config_option, folder_option, running_config
+from mpistream.cli.deployments import running_deployment
+from mpistream.cli.options import config_option, folder_option
 from mpistream.cli.status import readable_seconds
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.job_view import JobView, find_job, last_lines, view_jobs, waits
 from mpistream.launch.cluster.slurm import Slurm
 from mpistream.launch.processes import has_ended
-from mpistream.launch.supervisor import default_folder
 from mpistream.model.errors import ConfigError, SchedulerError
 from mpistream.model.session import BatchJobState, JobStep
-from mpistream.pipeline.process import connect_etcd
 
 _LINES = 20
 _LOCAL = "local-"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON.")
 number_argument = click.argument("number", metavar="NUMBER")
-
-
-@contextmanager
-def _opened(folder: Path | None, config: Path | None) -> Iterator[tuple[SessionRegistry, Slurm]]:
-    """What etcd knows, and the Slurm that is reached from here: a testbed's own, where there is one."""
-    from mpistream.launch.cluster.slurm_testbed import environment_of
-
-    loaded = running_config(folder, config)
-    place = (folder or default_folder()).absolute()
-    environment = environment_of(place) if config is None else {}
-    with connect_etcd(loaded) as etcd:
-        yield SessionRegistry(etcd), Slurm(environment)
+cluster_option = click.option(
+    "--cluster", default="", metavar="NAME", help="The cluster of the job, where several have one of this number."
+)
 
 
 @click.command("list")
@@ -49,9 +37,9 @@ def _opened(folder: Path | None, config: Path | None) -> Iterator[tuple[SessionR
 @json_option
 def list_command(with_ended: bool, folder: Path | None, config: Path | None, as_json: bool) -> None:
     """List the batch jobs of a deployment, the latest at the end."""
-    with _opened(folder, config) as (registry, slurm):
-        views = view_jobs(registry, slurm, socket.gethostname())
-    views = [view for view in views if with_ended or not view.job.state.is_final]
+    with running_deployment(folder, config) as running:
+        views = view_jobs(running.sessions, running.scheduler, socket.gethostname())
+    views = [view for view in views if with_ended or not view.is_over]
     if as_json:
         click.echo(json.dumps([_as_json(view) for view in views]))
         return
@@ -65,20 +53,21 @@ def list_command(with_ended: bool, folder: Path | None, config: Path | None, as_
 
 @click.command()
 @number_argument
+@cluster_option
 @click.option("--lines", default=_LINES, show_default=True, type=click.IntRange(0), help="Of the log.")
 @folder_option
 @config_option
 @json_option
-def show(number: str, lines: int, folder: Path | None, config: Path | None, as_json: bool) -> None:
+def show(number: str, cluster: str, lines: int, folder: Path | None, config: Path | None, as_json: bool) -> None:
     """Show what a batch job has done: its steps, how they ended, and the last lines of its log."""
-    with _opened(folder, config) as (registry, slurm):
-        view = find_job(registry, slurm, socket.gethostname(), number)
+    with running_deployment(folder, config) as running:
+        view = find_job(running.sessions, running.scheduler, socket.gethostname(), number, cluster)
     job, said = view.job, last_lines(view.job.log, lines)
     if as_json:
         click.echo(json.dumps({**_as_json(view), "log_lines": said}))
         return
     click.echo(_line(view))
-    for name, text in (("reason", view.reason), ("remedy", view.remedy), ("log", job.log)):
+    for name, text in (("reason", view.reason), ("remedy", view.job.remedy), ("log", job.log)):
         if text:
             click.echo(f"{name:<12}{text}")
     if job.bad_nodes:
@@ -91,25 +80,41 @@ def show(number: str, lines: int, folder: Path | None, config: Path | None, as_j
 
 @click.command()
 @number_argument
+@cluster_option
 @click.option("--finish", is_flag=True, help="Let it finish the scan in hand first.")
 @folder_option
 @config_option
-def cancel(number: str, finish: bool, folder: Path | None, config: Path | None) -> None:
+def cancel(number: str, cluster: str, finish: bool, folder: Path | None, config: Path | None) -> None:
     """End a batch job. What it has in hand goes on with the next job of its session."""
-    with _opened(folder, config) as (registry, slurm):
-        view = find_job(registry, slurm, socket.gethostname(), number)
+    with running_deployment(folder, config) as running:
+        view = find_job(running.sessions, running.scheduler, socket.gethostname(), number, cluster)
         if view.is_over:
             raise ConfigError(f"job {number} is {view.state} already", f"see mpistream job show {number}")
         if view.job.scheduled.startswith(_LOCAL):
             _signal_local(view, signal.SIGUSR2 if finish else signal.SIGTERM)
-        elif finish and not waits(view):
-            slurm.run("scancel", "--batch", "--signal=USR2", number)
         else:
-            slurm.cancel(number)
-            if waits(view):  # it never runs, so that it cannot say so itself
-                ended = {"state": BatchJobState.ENDED, "reason": "cancelled before it began"}
-                registry.write_batch_job(view.job.model_copy(update={**ended, "ended_unix_seconds": time.time()}))
+            _cancel_scheduled(running.sessions, running.scheduler, view, finish)
     click.echo(f"job {number} is asked to end{' after the scan in hand' if finish else ''}")
+
+
+def _cancel_scheduled(registry: SessionRegistry, slurm: Slurm, view: JobView, finish: bool) -> None:
+    """Raises SchedulerError where the Slurm that answers here is another cluster's: its job of that number is another
+    one.
+    """
+    job, number, here = view.job, view.job.scheduled, slurm.cluster()
+    if job.cluster != here:
+        raise SchedulerError(
+            f"job {number} is one of {job.cluster}, and the Slurm that answers here is that of {here}: nothing is "
+            "cancelled",
+            f"on a login node of {job.cluster}: mpistream job cancel {number} --cluster {job.cluster}",
+        )
+    if finish and not waits(view):
+        slurm.run("scancel", "--batch", "--signal=USR2", number)
+        return
+    slurm.cancel(number)
+    if waits(view):  # it never runs, so that it cannot say so itself; unless it has just begun
+        ended = {"state": BatchJobState.ENDED, "reason": "cancelled before it began"}
+        registry.replace_batch_job(job, job.model_copy(update={**ended, "ended_unix_seconds": time.time()}))
 
 
 def _signal_local(view: JobView, number: signal.Signals) -> None:
@@ -141,7 +146,7 @@ def _step(step: JobStep) -> str:
 
 
 def _as_json(view: JobView) -> dict[str, Any]:
-    return {**view.job.model_dump(mode="json"), "state": view.state, "reason": view.reason, "remedy": view.remedy}
+    return {**view.job.model_dump(mode="json"), "state": view.state, "reason": view.reason}
 
 
 list = list_command  # a lazy group finds its subcommands by their names

@@ -78,7 +78,7 @@ def start(
         request = _request(running, name, source, counting, output, values, overwrite, direct)
         draft, notes = draft_scan(request, running.config)
         seconds = seconds_to_register(running.config, wait_seconds)
-        wait_until_served(running.sessions, running.registry, name, direct, seconds)
+        wait_until_served(running.sessions, running.registry, name, direct, seconds, running.scheduler)
         if wait:
             end = announce_and_follow(running.registry, running.config, draft, notes)
         else:

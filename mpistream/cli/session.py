@@ -80,7 +80,7 @@ def start(
 def list_command(folder: Path | None, config: Path | None, as_json: bool) -> None:
     """List all sessions, the oldest first."""
     with running_deployment(folder, config) as running:
-        views = list_sessions(running.sessions, running.registry)
+        views = list_sessions(running.sessions, running.registry, running.scheduler)
     if as_json:
         click.echo(json.dumps([session_as_json(view) for view in views]))
         return
@@ -98,7 +98,7 @@ def list_command(folder: Path | None, config: Path | None, as_json: bool) -> Non
 def show(name: str, folder: Path | None, config: Path | None, as_json: bool) -> None:
     """Show a session: its scans in order, why something is incomplete, and the batch jobs that serve it."""
     with running_deployment(folder, config) as running:
-        view = show_session(running.sessions, running.registry, name)
+        view = show_session(running.sessions, running.registry, name, running.scheduler)
     if as_json:
         click.echo(json.dumps(session_as_json(view)))
     else:
@@ -133,10 +133,11 @@ def stop(
     with running_deployment(folder, config) as running:
         held = stop_session(running.sessions, name, reason)
 
-        def look() -> SessionView:
-            return show_session(running.sessions, running.registry, name)
+        def look(asks_scheduler: bool) -> SessionView:
+            scheduler = running.scheduler if asks_scheduler else None
+            return show_session(running.sessions, running.registry, name, scheduler)
 
-        view = wait_until_over(look, timeout_seconds, _say_what_is_left) if wait else look()
+        view = wait_until_over(look, timeout_seconds, _say_what_is_left) if wait else look(True)
     if held.reason != reason:
         note(f"it had been stopped before{f': {held.reason}' if held.reason else ''}")
     if as_json:

@@ -119,6 +119,7 @@ def _job_lines(job: BatchJob) -> Iterator[str]:
         BatchJobState.REQUEUED: job.ended_unix_seconds,
         BatchJobState.ENDED: job.ended_unix_seconds,
         BatchJobState.FAILED: job.ended_unix_seconds,
+        BatchJobState.LOST: job.ended_unix_seconds,
     }.get(job.state, job.started_unix_seconds)
     line += f" since {readable_time(since)}" if since is not None else ""
     yield line + f", {job.nodes} node{'s' if job.nodes != 1 else ''}"
@@ -134,7 +135,7 @@ def _job_lines(job: BatchJob) -> Iterator[str]:
         yield f"{_INDENT}  why: {' '.join(job.reason.split())}"
     if job.remedy:
         yield f"{_INDENT}  do:  {' '.join(job.remedy.split())}"
-    if job.state is BatchJobState.FAILED:
+    if job.state in (BatchJobState.FAILED, BatchJobState.LOST):
         yield f"{_INDENT}  log {job.log}"
         last = next((step.last_lines for step in reversed(job.steps) if step.last_lines), ())
         yield from (f"{_INDENT}  | {text}" for text in last[-_LOG_LINES:])

@@ -55,6 +55,11 @@ class SessionRegistry:
         """False where the job has begun already, and written its own record: that one stays."""
         return self._etcd.create(f"batch/{job.cluster}/{job.scheduled}", job.model_dump(mode="json"))
 
+    def replace_batch_job(self, known: BatchJob, job: BatchJob) -> bool:
+        """False, and nothing written, where the record is no longer the ``known`` one: the job has written its own."""
+        values = (record.model_dump(mode="json") for record in (known, job))
+        return self._etcd.replace(f"batch/{job.cluster}/{job.scheduled}", *values)
+
     def batch_job(self, cluster: str, scheduled: str) -> BatchJob | None:
         return self._one(f"batch/{cluster}/{scheduled}", BatchJob)
 

@@ -1,5 +1,6 @@
-"""What became of a session: its scans in order, and the batch jobs that serve it. Read from etcd alone."""
+"""What became of a session: its scans in order, and the batch jobs that serve it."""
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from uuid import UUID
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.control.session_registry import SessionRegistry
+from mpistream.launch.cluster.job_view import Scheduler, view_jobs
 from mpistream.launch.inspection import KnownScan, read_scans
 from mpistream.launch.sessions import find_session
 from mpistream.model.errors import ScanFailed
@@ -16,6 +18,8 @@ from mpistream.model.scan import ScanRecord, ScanSummary
 from mpistream.model.session import BatchJob, Session, SessionStop
 
 _TURN_SECONDS = 0.25
+#: How often a scheduler is asked while one waits.
+_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,32 @@ class SessionView:
         return tuple(job for job in self.jobs if not job.state.is_final)
 
 
-def show_session(sessions: SessionRegistry, registry: Registry, name: str) -> SessionView:
-    """Raises ConfigError for a session that is not known."""
-    return _view(sessions, registry, find_session(sessions, name), read_scans(registry))
+def show_session(
+    sessions: SessionRegistry, registry: Registry, name: str, scheduler: Scheduler | None = None
+) -> SessionView:
+    """As view_jobs has the batch jobs. Raises ConfigError for a session that is not known."""
+    session = find_session(sessions, name)
+    return _view(sessions, registry, session, read_scans(registry), _batch_jobs(sessions, scheduler))
 
 
-def list_sessions(sessions: SessionRegistry, registry: Registry) -> list[SessionView]:
+def list_sessions(
+    sessions: SessionRegistry, registry: Registry, scheduler: Scheduler | None = None
+) -> list[SessionView]:
     """All of them, the oldest first."""
-    scans = read_scans(registry)
-    return [_view(sessions, registry, session, scans) for session in sessions.sessions().values()]
+    scans, jobs = read_scans(registry), _batch_jobs(sessions, scheduler)
+    return [_view(sessions, registry, session, scans, jobs) for session in sessions.sessions().values()]
+
+
+def _batch_jobs(sessions: SessionRegistry, scheduler: Scheduler | None) -> list[BatchJob]:
+    return [view.job for view in view_jobs(sessions, scheduler, socket.gethostname())]
 
 
 def _view(
-    sessions: SessionRegistry, registry: Registry, session: Session, known: Mapping[UUID, KnownScan]
+    sessions: SessionRegistry,
+    registry: Registry,
+    session: Session,
+    known: Mapping[UUID, KnownScan],
+    jobs: list[BatchJob],
 ) -> SessionView:
     records = [scan.facts.record for scan in known.values() if scan.facts.record is not None]
     own = sorted((record.announced_unix_seconds, record.uid) for record in records if record.session == session.name)
@@ -80,7 +97,7 @@ def _view(
         session,
         sessions.session_stop(session.name),
         tuple(_scan(registry, number, known[uid]) for number, (_, uid) in enumerate(own, 1)),
-        tuple(job for job in sessions.batch_jobs() if job.session == session.name),
+        tuple(job for job in jobs if job.session == session.name),
     )
 
 
@@ -94,14 +111,22 @@ def _scan(registry: Registry, number: int, known: KnownScan) -> SessionScan:
 
 
 def wait_until_over(
-    look: Callable[[], SessionView], patience_seconds: float, say: Callable[[SessionView], object]
+    look: Callable[[bool], SessionView], patience_seconds: float, say: Callable[[SessionView], object]
 ) -> SessionView:
     """Returns when no scan of a session is unfinished and no batch job serves it. ``say`` is told when that changes.
+    ``look`` is told whether to ask the scheduler, too, which takes a while: now and then.
 
     Raises ScanFailed after ``patience_seconds``: what is under way goes on all the same.
     """
-    deadline, said = time.monotonic() + patience_seconds, None
-    while (view := look()).unfinished or view.serving:
+    began, said = time.monotonic(), None
+    deadline, asks_at = began + patience_seconds, began
+    while True:
+        asks = time.monotonic() >= asks_at
+        view = look(asks)
+        if asks:
+            asks_at = time.monotonic() + _ASK_SECONDS
+        if not view.unfinished and not view.serving:
+            return view
         if time.monotonic() > deadline:
             scans, jobs = len(view.unfinished), len(view.serving)
             raise ScanFailed(
@@ -113,4 +138,3 @@ def wait_until_over(
             said = left
             say(view)
         time.sleep(_TURN_SECONDS)
-    return view

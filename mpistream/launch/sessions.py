@@ -1,6 +1,7 @@
 """Sessions of many scans: started, stopped, and what one of their scans is by default."""
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,13 @@ from mpistream.control.registry import Registry
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.absence import absent_groups, wait_until_present
 from mpistream.launch.announcement import ScanRequest, check_no_names
+from mpistream.launch.cluster.job_view import JobView, Scheduler, view_jobs, waits
 from mpistream.launch.inspection import read_scans
 from mpistream.launch.references import check_unchanged, find_reference, known_sessions, resolve_references
 from mpistream.launch.reuse import with_saved_thresholds
 from mpistream.model.errors import ConfigError, ScanFailed, StorageError
 from mpistream.model.scan import CountingParameters
 from mpistream.model.session import (
-    BatchJob,
-    BatchJobState,
     ReferenceKind,
     Session,
     SessionStop,
@@ -192,30 +192,39 @@ def session_request(
 
 
 def wait_until_served(
-    sessions: SessionRegistry, registry: Registry, name: str, direct: bool, patience_seconds: float
+    sessions: SessionRegistry,
+    registry: Registry,
+    name: str,
+    direct: bool,
+    patience_seconds: float,
+    scheduler: Scheduler | None = None,
 ) -> None:
-    """Raises ScanFailed where what a scan of the session needs is not registered within ``patience_seconds``."""
+    """Raises ScanFailed where what a scan of the session needs is not registered within ``patience_seconds``.
+
+    ``scheduler`` is asked what has become of batch jobs that do not serve it.
+    """
     try:
         wait_until_present(registry, direct, patience_seconds)
     except ScanFailed as error:
         if absent_groups(registry):
-            raise _unserved(name, serving_jobs(sessions, name)) from error
+            raise _unserved(name, serving_jobs(sessions, name, scheduler)) from error
         raise
 
 
-def serving_jobs(registry: SessionRegistry, name: str) -> list[BatchJob]:
+def serving_jobs(registry: SessionRegistry, name: str, scheduler: Scheduler | None = None) -> list[JobView]:
     """The batch jobs of a session that have not ended."""
-    return [job for job in registry.batch_jobs() if job.session == name and not job.state.is_final]
+    views = view_jobs(registry, scheduler, socket.gethostname())
+    return [view for view in views if view.job.session == name and not view.is_over]
 
 
-def _unserved(name: str, jobs: list[BatchJob]) -> ScanFailed:
+def _unserved(name: str, jobs: list[JobView]) -> ScanFailed:
     submit = f"mpistream job submit live --session {name} --site SITE, or mpiexec -n 4 mpistream consume"
     message = f"no MPI job serves session {name}: no rank group is registered"
-    waiting = [job.scheduled for job in jobs if job.state in (BatchJobState.SUBMITTED, BatchJobState.REQUEUED)]
+    waiting = [view.job.scheduled for view in jobs if waits(view)]
     if waiting:
         message += f"; batch job {', '.join(waiting)} has not begun"
         return ScanFailed(message, f"wait for it: mpistream session show {name}; or start another: {submit}")
-    running = [f"{job.scheduled} is {job.state}" for job in jobs]
+    running = [f"{view.job.scheduled} is {view.state}" for view in jobs]
     if running:
         message += f"; batch job {', '.join(running)}, its ranks are not there"
         return ScanFailed(message, f"see its log: mpistream session show {name}; or start another: {submit}")

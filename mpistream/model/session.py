@@ -72,10 +72,11 @@ class BatchJobState(StrEnum):
     REQUEUED = "requeued"  # it has given its scans back and waits in the queue once more
     ENDED = "ended"  # it did what it was for, or was told to end
     FAILED = "failed"
+    LOST = "lost"  # over, and could not say so itself: written by who has noticed
 
     @property
     def is_final(self) -> bool:
-        return self in (BatchJobState.ENDED, BatchJobState.FAILED)
+        return self in (BatchJobState.ENDED, BatchJobState.FAILED, BatchJobState.LOST)
 
 
 class JobStep(_Record):
@@ -92,7 +93,8 @@ class JobStep(_Record):
 
 
 class BatchJob(_Record):
-    """A job of the scheduler. Written by who submits it, from its start on by the job itself.
+    """A job of the scheduler. Written by who submits it, from its start on by the job itself; once it is lost, by who
+    notices.
 
     ``scheduled`` is the scheduler's number of it. ``bad_nodes`` are those of its nodes that it does without.
     """

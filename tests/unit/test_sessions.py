@@ -14,6 +14,7 @@ from mpistream.control.run_state import ScanState
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch import session_history
 from mpistream.launch.announcement import announce, draft_scan
+from mpistream.launch.cluster.slurm import QueuedJob
 from mpistream.launch.session_history import SessionView, list_sessions, show_session, wait_until_over
 from mpistream.launch.sessions import (
     scan_defaults,
@@ -256,7 +257,7 @@ def test_waiting_for_the_end_of_a_session(
     sessions.write_batch_job(batch_job())
     said: list[SessionView] = []
 
-    def look() -> SessionView:
+    def look(asks_scheduler: bool) -> SessionView:
         return show_session(sessions, running.registry, "monday")
 
     with pytest.raises(
@@ -265,8 +266,8 @@ def test_waiting_for_the_end_of_a_session(
         wait_until_over(look, 0.05, said.append)
     assert len(said) == 1
 
-    def look_and_end() -> SessionView:
-        before = look()
+    def look_and_end(asks_scheduler: bool) -> SessionView:
+        before = look(asks_scheduler)
         if before.unfinished:
             become(running, record, ScanState.ABORTED, reason="enough")
         elif before.serving:
@@ -275,6 +276,62 @@ def test_waiting_for_the_end_of_a_session(
 
     assert not wait_until_over(look_and_end, 20.0, said.append).serving
     assert len(said) == 3
+
+
+class WithoutJobs:
+    """The Slurm of a cluster, which knows no job; how often it was asked for its queue."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def cluster(self) -> str:
+        return "perlmutter"
+
+    def queue(self) -> list[QueuedJob]:
+        self.asked += 1
+        return []
+
+    def job(self, number: str) -> dict[str, str] | None:
+        return None
+
+
+def test_a_lost_batch_job_serves_nobody(
+    etcd: Coordination, sessions: SessionRegistry, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record says that it runs; the scheduler knows better."""
+    with deployment(etcd, [name for name in EVERYTHING if not name.startswith("groups")]) as running:
+        sessions.write_batch_job(batch_job())
+        with pytest.raises(ScanFailed) as caught:
+            wait_until_served(sessions, running.registry, "monday", False, 0.0, WithoutJobs())
+        assert caught.value.message == "no MPI job serves session monday: no rank group is registered"
+        for look in (show_session(sessions, running.registry, "monday"), *list_sessions(sessions, running.registry)):
+            assert look.serving == ()
+        sessions.write_batch_job(batch_job())
+        view = show_session(sessions, running.registry, "monday", WithoutJobs())
+        assert view.serving == list_sessions(sessions, running.registry)[0].serving == ()
+        print_session(view)
+        assert "1234 on perlmutter: live, lost since" in capsys.readouterr().out
+
+
+def test_waiting_for_the_end_of_a_session_whose_batch_job_is_lost(
+    running: Deployment, sessions: SessionRegistry, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_history, "_TURN_SECONDS", 0.01)
+    monkeypatch.setattr(session_history, "_ASK_SECONDS", 0.5)
+    sessions.write_batch_job(batch_job(scheduled="9", cluster="another"))  # of which nobody here knows anything
+    slurm, turns = WithoutJobs(), []
+
+    def look(asks_scheduler: bool) -> SessionView:
+        turns.append(asks_scheduler)
+        if turns.count(True) == 2:
+            sessions.write_batch_job(batch_job(scheduled="9", cluster="another", state="ended"))
+            sessions.write_batch_job(batch_job())
+        return show_session(sessions, running.registry, "monday", slurm if asks_scheduler else None)
+
+    assert not wait_until_over(look, 20.0, lambda view: None).serving
+    assert turns[0]
+    assert turns.count(True) == slurm.asked == 2, "now and then"
+    assert turns.count(False) > 2
 
 
 def test_what_somebody_else_wrote_is_no_traceback(etcd: Coordination, sessions: SessionRegistry) -> None:

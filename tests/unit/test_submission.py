@@ -1,6 +1,7 @@
 """A job is submitted entirely, or not at all. Slurm is a few lines of shell here; tests/slurm has the real one."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pytest
 from mpistream.cli.job import job
 from mpistream.control.coordination import Coordination
 from mpistream.control.session_registry import SessionRegistry
+from mpistream.launch.cluster import slurm as slurm_commands
+from mpistream.launch.cluster import submission
 from mpistream.launch.cluster.job_script import JobPlan, plan_job
 from mpistream.launch.cluster.site import load_site
-from mpistream.launch.cluster.slurm import QueuedJob, Slurm, fields_of
+from mpistream.launch.cluster.slurm import QueuedJob, Slurm, fields_of, remedy_for
 from mpistream.launch.cluster.submission import check_references, session_for, submit_job
 from mpistream.model.errors import (
     ConfigError,
@@ -36,6 +39,11 @@ from tests.etcd_server import EtcdServer
 from tests.system.command_line import CommandLine
 from tests.unit.batch_jobs import program, request
 
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size "
+    "and/or time limits)"
+)
+
 
 class StandIn:
     """Commands of Slurm in a folder: what each does is a line of shell; what they are told stands in ``calls``."""
@@ -49,9 +57,21 @@ class StandIn:
         self.does("sinfo", 'for node in 1 2 3 4; do echo "c$node|8|normal*"; echo "g$node|64|gpu"; done')
         self.does("sbatch", "echo 42")
         self.does("scancel", ":")
+        self.does("squeue", f"cat {self.queue} 2>/dev/null || :")
+        self.does("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
 
     def does(self, command: str, body: str) -> None:
         program(self.folder, command, f'echo "{command} $*" >>{self.folder}/calls\n{body}')
+
+    @property
+    def queue(self) -> Path:
+        """What squeue shows."""
+        return self.folder / "queue"
+
+    @property
+    def takes(self) -> str:
+        """For sbatch: the job stands in the queue, as number 42 with its comment."""
+        return f'echo "42|${{2#--comment=}}" >>{self.queue}'
 
     @property
     def calls(self) -> list[str]:
@@ -86,7 +106,7 @@ def test_a_job_is_submitted_with_its_script_and_its_record(
     assert done.script == tmp_path / "jobs" / "mpistream-live-tuesday.sh"
     assert f"--output={tmp_path}/jobs/mpistream-live-tuesday-%j.log" in done.script.read_text()
     assert done.log == tmp_path / "jobs" / "mpistream-live-tuesday-42.log"
-    assert stand_in.calls[-1] == f"sbatch --parsable {done.script}"
+    assert re.fullmatch(rf"sbatch --parsable --comment=mpistream-[0-9a-f]+ {done.script}", stand_in.calls[-1])
     record = registry.batch_job("beam", "42")
     assert record is not None
     assert record.submitted_unix_seconds is not None
@@ -131,7 +151,6 @@ def test_a_job_that_has_begun_already_keeps_its_own_record(
         ("echo 'sbatch: error: Invalid qos specification' >&2; exit 1", "Invalid qos", "--qos"),
         ("echo 'sbatch: error: Unknown trouble' >&2; exit 1", "Unknown trouble", "sbatch --test-only"),
         ("exit 3", "nothing, exit status 3", "sbatch --test-only"),
-        ("echo good day", "did not answer with a job's number: 'good day'", "squeue --me"),
     ],
 )
 def test_a_job_that_slurm_rejects_leaves_nothing(
@@ -143,6 +162,150 @@ def test_a_job_that_slurm_rejects_leaves_nothing(
     assert remedy in raised.value.remedy
     assert list(plan.request.folder.iterdir()) == []
     assert registry.batch_jobs() == []
+
+
+#: How sbatch may end without having said whether Slurm has the job; its message.
+UNCLEAR = [
+    ("exec sleep 60", "sbatch has not answered within 0.3 s"),
+    (
+        "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1",
+        "Socket timed out",
+    ),
+    ("echo good day", "did not answer with a job's number: 'good day'"),
+    ("kill -9 $$", "nothing, exit status -9"),
+]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands have a fraction of a second, and a job that is looked for, too."""
+    monkeypatch.setattr(slurm_commands, "_SUBMIT_SECONDS", 0.3)
+    monkeypatch.setattr(submission, "_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(submission, "_TURN_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("sbatch", [end for end, _ in UNCLEAR])
+def test_a_job_that_slurm_has_taken_is_submitted_whatever_sbatch_says(
+    stand_in: StandIn, registry: SessionRegistry, plan: JobPlan, sbatch: str
+) -> None:
+    stand_in.does("sbatch", f"{stand_in.takes}; {sbatch}")
+    done = submit_job(plan, stand_in.slurm, registry)
+    assert (done.number, done.cluster) == ("42", "beam")
+    assert done.script.exists()
+    assert registry.batch_job("beam", "42") is not None
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_job_that_comes_into_the_queue_late_is_found(
+    stand_in: StandIn, registry: SessionRegistry, plan: JobPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "_LOOK_SECONDS", 30.0)
+    stand_in.does("sbatch", f"(sleep 1; {stand_in.takes}) >/dev/null 2>&1 & exec sleep 60")
+    assert submit_job(plan, stand_in.slurm, registry).number == "42"
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("squeue", [":", "exit 1"])
+def test_a_job_that_only_the_accounting_knows_is_found(
+    stand_in: StandIn, registry: SessionRegistry, plan: JobPlan, squeue: str
+) -> None:
+    stand_in.does("sbatch", f'echo "42|sbatch $*" >{stand_in.folder}/accounts; exec sleep 60')
+    stand_in.does("squeue", squeue)
+    stand_in.does("sacct", f"echo '7|sbatch another.sh'; cat {stand_in.folder}/accounts")
+    assert submit_job(plan, stand_in.slurm, registry).number == "42"
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("sbatch", "message"), UNCLEAR)
+def test_a_job_that_slurm_has_not_taken_leaves_nothing(
+    stand_in: StandIn, registry: SessionRegistry, plan: JobPlan, sbatch: str, message: str
+) -> None:
+    stand_in.does("sbatch", sbatch)
+    stand_in.queue.write_text("41|mpistream-000000000000\n43|(null)\n")  # others
+    with pytest.raises(SchedulerError) as raised:
+        submit_job(plan, stand_in.slurm, registry)
+    assert message in raised.value.message
+    assert raised.value.message.endswith("; Slurm has no such job")
+    assert list(plan.request.folder.iterdir()) == []
+    assert registry.batch_jobs() == []
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("sbatch", "message"), UNCLEAR)
+def test_where_nobody_knows_it_is_said_how_to_look(
+    stand_in: StandIn, registry: SessionRegistry, plan: JobPlan, sbatch: str, message: str
+) -> None:
+    stand_in.does("sbatch", sbatch)
+    stand_in.does("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SchedulerError) as raised:
+        submit_job(plan, stand_in.slurm, registry)
+    assert message in raised.value.message
+    assert "the job mpistream-live-tuesday may have been submitted, or not: squeue says" in raised.value.message
+    (called,) = [call for call in stand_in.calls if call.startswith("sbatch")]
+    mark = called.split()[2].removeprefix("--comment=")
+    (script,) = plan.request.folder.iterdir()
+    for words in (f"look for its comment {mark}: squeue --me", str(script)):
+        assert words in raised.value.remedy
+    assert registry.batch_jobs() == []
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("sbatch_does", "squeue", "scancel", "cancels", "message"),
+    [
+        ("takes", None, ":", True, "interrupted"),
+        ("nothing", None, ":", False, "interrupted"),
+        (
+            "takes",
+            None,
+            "echo no >&2; exit 1",
+            True,
+            "job 42 is submitted, and could not be cancelled: scancel says: no",
+        ),
+        ("takes", "exit 1", ":", False, "interrupted; the job mpistream-live-tuesday may have been submitted, or not"),
+    ],
+)
+def test_an_interrupted_submission_leaves_no_job(
+    stand_in: StandIn,
+    registry: SessionRegistry,
+    plan: JobPlan,
+    sbatch_does: str,
+    squeue: str | None,
+    scancel: str,
+    cancels: bool,
+    message: str,
+) -> None:
+    """As Ctrl-C does it, here in the middle of sbatch; SIGTERM is made the same by the command line."""
+    stand_in.does(
+        "sbatch", f"{stand_in.takes if sbatch_does == 'takes' else ':'}; kill -INT {os.getpid()}; exec sleep 60"
+    )
+    stand_in.does("scancel", scancel)
+    if squeue is not None:
+        stand_in.does("squeue", squeue)
+    with pytest.raises((KeyboardInterrupt, SchedulerError)) as raised:
+        submit_job(plan, stand_in.slurm, registry)
+    if message == "interrupted":
+        assert isinstance(raised.value, KeyboardInterrupt)
+        assert list(plan.request.folder.iterdir()) == []
+    else:
+        assert message in str(raised.value)
+    assert ("scancel 42" in stand_in.calls) == cancels
+    assert registry.batch_jobs() == []
+
+
+def test_a_second_interruption_is_no_silence(stand_in: StandIn, registry: SessionRegistry, plan: JobPlan) -> None:
+    stand_in.does("sbatch", f"{stand_in.takes}; kill -INT {os.getpid()}; exec sleep 60")
+    stand_in.does("squeue", f"kill -INT {os.getpid()}; exec sleep 60")
+    with pytest.raises(SchedulerError, match="may have been submitted, or not: interrupted"):
+        submit_job(plan, stand_in.slurm, registry)
+
+
+def test_a_comment_of_the_site_is_kept(stand_in: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[scheduler]\ndirectives = ['--comment=beamline']\n")
+    plan = plan_job(request(folder=tmp_path / "jobs"), load_site(str(tmp_path / "mine.toml")))
+    submit_job(plan, stand_in.slurm, None)
+    assert "--comment=beamline mpistream-" in stand_in.calls[-1]
 
 
 def test_without_a_controller_nothing_is_written(stand_in: StandIn, registry: SessionRegistry, plan: JobPlan) -> None:
@@ -269,6 +432,40 @@ def test_what_squeue_and_scontrol_say_of_jobs_and_nodes(stand_in: StandIn) -> No
     assert stand_in.calls[-1] == "scontrol show node c[1-2] --oneliner"
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "remedy"),
+    [
+        ("sbatch", "Invalid account or account/partition combination specified", "--account"),
+        ("sbatch", "Invalid qos specification", "another --qos"),
+        ("sbatch", "Requested time limit is invalid (missing or exceeds some limit)", "shorter --time"),
+        ("sbatch", "Requested reservation is invalid", "scontrol show reservation"),
+        ("sbatch", "Node count specification invalid", "fewer --nodes"),
+        ("sbatch", "Requested node configuration is not available", "sinfo -N -l"),
+        ("sbatch", "Job dependency problem", "--dependency"),
+        ("sbatch", "Invalid feature specification", "constraint"),
+        ("sbatch", "User's group not permitted to use this partition", "not for you"),
+        ("sbatch", "Unable to contact slurm controller (connect failure)", "scontrol ping"),
+        ("sbatch", "Socket timed out on send/recv operation", "scontrol ping"),
+        ("sbatch", f"{POLICY}", "a limit of the qos or the account: fewer jobs at once"),
+        ("sbatch", f"sbatch: error: QOSMaxSubmitJobPerUserLimit {POLICY}", "wait until one of your jobs is over"),
+        ("sbatch", f"sbatch: error: AssocMaxSubmitJobLimit {POLICY}", "wait until one of your jobs is over"),
+        ("sbatch", f"sbatch: error: QOSMaxNodePerUserLimit {POLICY}", "fewer --nodes, wait until your other jobs"),
+        ("sbatch", f"sbatch: error: AssocGrpCpuLimit {POLICY}", "fewer --nodes, wait until your other jobs"),
+        ("sbatch", f"sbatch: error: QOSMaxWallDurationPerJobLimit {POLICY}", "shorter --time"),
+        ("sbatch", f"sbatch: error: AssocGrpCPUMinutesLimit {POLICY}", "another --account"),
+        ("sbatch", f"sbatch: error: QOSMinCpuNotSatisfied {POLICY}", "more --nodes"),
+        ("sbatch", "Unknown trouble", "sbatch --test-only"),
+        ("scancel 42", "Access/permission denied", "another user's"),
+        ("scancel 42", "Invalid job id 42", "squeue --me"),
+        ("scancel 42", "Unknown trouble", "by hand: scancel 42"),
+    ],
+)
+def test_each_refusal_has_its_own_remedy(command: str, words: str, remedy: str) -> None:
+    found = remedy_for(command, words)
+    assert remedy in found
+    assert ("sacctmgr show qos" in found) == (POLICY in words), "limits, and where they stand"
+
+
 def test_a_line_without_fields_has_none() -> None:
     assert fields_of("") == fields_of("No jobs") == {}
 
@@ -283,6 +480,10 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SchedulerAbsent, match="sbatch is not installed here") as raised:
         Slurm({"PATH": str(tmp_path)}).require("sbatch")
     assert "mpistream job render --script" in raised.value.remedy
+    with pytest.raises(SchedulerAbsent, match="scancel is not installed here") as raised:
+        Slurm({"PATH": str(tmp_path)}).cancel("42")
+    assert "sbatch" not in raised.value.remedy
+    assert "a login node" in raised.value.remedy
 
 
 def test_variables_of_sbatch_do_not_go_before_the_script(
@@ -387,12 +588,38 @@ def test_without_etcd_nothing_is_submitted(stand_in: StandIn, tmp_path: Path, mo
     assert stand_in.calls == []
 
 
+def test_a_benchmark_needs_neither_etcd_nor_a_session(
+    cli: CommandLine, submit: Callable[..., list[object]], registry: SessionRegistry, tmp_path: Path
+) -> None:
+    options = ("--session", "try", "--scan", "64x64", "--chdir", tmp_path / "jobs")
+    assert cli.run(*submit("benchmark", *options, "--json")).last_json["recorded"] is True
+    assert [record.session for record in registry.batch_jobs()] == ["try"]
+    config = tmp_path / "away.toml"
+    config.write_text('[etcd]\nendpoints = ["127.0.0.1:1"]\ntimeout_seconds = 0.5\n')
+    away = submit("benchmark", *options, "--config", config)
+    done = cli.run(*away, "--json").last_json
+    assert (done["job"], done["recorded"]) == ("42", False)
+    assert f"config={config}" in Path(done["script"]).read_text()
+    done = cli.run(*away).succeeded()
+    assert "submitted job 42 to beam" in done.stdout
+    assert "not in etcd  no etcd reachable at 127.0.0.1:1" in done.stdout
+    assert len(registry.batch_jobs()) == 1
+    cli.run(*submit("benchmark", *options, "--config", "/nowhere.toml")).failed_with("cannot read the configuration")
+
+
+def test_a_benchmark_in_a_session_lies_in_its_folder(
+    cli: CommandLine, submit: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    done = cli.run(*submit("benchmark", "--scan", "64x64", "--json")).last_json
+    assert done["script"] == f"{tmp_path}/session/jobs/mpistream-benchmark-tuesday.sh"
+
+
 def test_filebased_needs_no_etcd(cli: CommandLine, stand_in: StandIn, tmp_path: Path) -> None:
     usual = ("--site", "perlmutter", "--session", "tuesday", "--account", "m1", "--chdir", tmp_path / "jobs")
     options = ("--source", "files:camera:/data", "--output", tmp_path / "a.h5", "--json")
     assert cli.run("job", "submit", "filebased", *usual, *options).last_json["recorded"] is False
     script = tmp_path / "jobs" / "mpistream-filebased-tuesday.sh"
-    assert stand_in.calls[-1] == f"sbatch --parsable {script}"
+    assert stand_in.calls[-1].endswith(str(script))
     assert "--config" not in script.read_text()
 
 

@@ -1,5 +1,6 @@
 """Batch jobs as people look at them: what their records say, compared with what the scheduler knows."""
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +13,16 @@ from mpistream.launch.processes import has_ended
 from mpistream.model.errors import CoordinationError, SchedulerError
 from mpistream.model.session import BatchJob, BatchJobState
 
-LOST = "lost"
 _LOG_BYTES = 2**16
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING"})
+#: Slurm's words for jobs that are over.
+_OVER = frozenset(
+    {
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+        *("REVOKED", "TIMEOUT"),
+    }
+)
+_LOCAL = "local-"
 
 
 class Scheduler(Protocol):
@@ -26,60 +34,80 @@ class Scheduler(Protocol):
 
     def job(self, number: str) -> dict[str, str] | None: ...
 
-    def cancel(self, number: str) -> None: ...
-
-    def run(self, command: str, *arguments: str) -> str: ...
-
 
 @dataclass(frozen=True)
 class JobView:
-    """A batch job. ``state`` is that of its record, or "lost": it ended without having been able to say so.
-
-    ``reason`` and ``remedy`` are the record's, or the scheduler's where that one knows better.
-    """
+    """A batch job. ``state`` and ``reason`` are its record's, or the scheduler's where that one knows better."""
 
     job: BatchJob
-    state: str
+    state: BatchJobState
     reason: str
-    remedy: str
 
     @property
     def is_over(self) -> bool:
-        return self.state == LOST or self.job.state.is_final
+        return self.state.is_final
 
 
 def view_jobs(registry: SessionRegistry, scheduler: Scheduler | None, here: str) -> list[JobView]:
     """Every batch job that etcd knows, the oldest first. ``here`` is this machine: jobs without a scheduler run there.
 
-    ``scheduler`` is None, or does not answer, where there is none: then the records are believed.
+    Those that are over and could not say so are lost: that is written into their records, so that it is seen where the
+    scheduler is not asked. ``scheduler`` is None, or does not answer, where there is none: then the records are
+    believed.
     """
-    return [_view(job, asked, here) for job, asked in _asked_of(registry.batch_jobs(), scheduler)]
+    return _views(registry, registry.batch_jobs(), scheduler, here)
 
 
-def find_job(registry: SessionRegistry, scheduler: Scheduler | None, here: str, number: str) -> JobView:
-    """Raises CoordinationError where there is no such job, or the same number on several clusters."""
-    found = [job for job in registry.batch_jobs() if job.scheduled == number]
-    if len(found) != 1:
+def find_job(
+    registry: SessionRegistry, scheduler: Scheduler | None, here: str, number: str, cluster: str = ""
+) -> JobView:
+    """Likewise one of them. Raises CoordinationError where there is none, or, without its cluster, are several."""
+    found = [job for job in registry.batch_jobs() if job.scheduled == number and cluster in ("", job.cluster)]
+    if len(found) > 1:
         clusters = ", ".join(job.cluster for job in found)
-        what = f"{len(found)} jobs {number}, on {clusters}" if found else f"no job {number}"
-        raise CoordinationError(f"this deployment knows {what}", "see mpistream job list --all")
-    ((job, asked),) = _asked_of(found, scheduler)
-    return _view(job, asked, here)
+        raise CoordinationError(
+            f"this deployment knows {len(found)} jobs {number}, on {clusters}",
+            f"say which: --cluster {found[0].cluster}",
+        )
+    if not found:
+        where = f" on {cluster}" if cluster else ""
+        raise CoordinationError(f"this deployment knows no job {number}{where}", "see mpistream job list --all")
+    (view,) = _views(registry, found, scheduler, here)
+    return view
+
+
+def _views(registry: SessionRegistry, jobs: list[BatchJob], scheduler: Scheduler | None, here: str) -> list[JobView]:
+    views = []
+    for job, answer in _asked_of(jobs, scheduler):
+        lost = _lost(job, answer, here)
+        if lost is None:
+            views.append(_view(job, answer))
+        elif registry.replace_batch_job(job, lost):
+            views.append(JobView(lost, lost.state, lost.reason))
+        else:  # it has written its record since that was read, and knows better
+            now = registry.batch_job(job.cluster, job.scheduled)
+            known = lost if now in (None, job) else now
+            views.append(JobView(known, known.state, known.reason))
+    return views
 
 
 def _asked_of(jobs: list[BatchJob], scheduler: Scheduler | None) -> Iterable[tuple[BatchJob, "_Answer"]]:
     """With each job what its scheduler says of it. The scheduler is asked once for all that are in its queue."""
-    open_jobs = [job for job in jobs if not job.state.is_final]
     cluster, queued = "", {}
-    if scheduler is not None and open_jobs:
+    if scheduler is not None and any(_is_scheduled(job) for job in jobs):
         with suppress(SchedulerError):
             cluster, queued = scheduler.cluster(), {job.number: job for job in scheduler.queue()}
     for job in jobs:
         answer = _Answer(False)
-        if scheduler is not None and not job.state.is_final and job.cluster == cluster:
+        if scheduler is not None and _is_scheduled(job) and job.cluster == cluster:
             with suppress(SchedulerError):
                 answer = _Answer(True, queued.get(job.scheduled), scheduler.job(job.scheduled))
         yield job, answer
+
+
+def _is_scheduled(job: BatchJob) -> bool:
+    """By its record a scheduler has it."""
+    return not job.state.is_final and not job.scheduled.startswith(_LOCAL)
 
 
 @dataclass(frozen=True)
@@ -91,29 +119,44 @@ class _Answer:
     shown: dict[str, str] | None = None
 
 
-def _view(job: BatchJob, answer: _Answer, here: str) -> JobView:
-    said = JobView(job, str(job.state), job.reason, job.remedy)
+def _view(job: BatchJob, answer: _Answer) -> JobView:
+    if answer.queued is None or answer.queued.state not in _PENDING:
+        return JobView(job, job.state, job.reason)
+    waits = f"waits in the queue: {answer.queued.reason}"
+    # a job whose node died is put into the queue by Slurm: its record still says that it runs
+    state = job.state if job.state is BatchJobState.SUBMITTED else BatchJobState.REQUEUED
+    return JobView(job, state, f"{job.reason}; {waits}" if job.reason else waits)
+
+
+def _lost(job: BatchJob, answer: _Answer, here: str) -> BatchJob | None:
+    """The record of a job that is over, though its own says something else; None for all others."""
+    shown = answer.shown or {}
     if job.state.is_final:
-        return said
-    if job.scheduled.startswith("local-"):
-        is_lost = job.cluster == here and has_ended(int(job.scheduled.removeprefix("local-")))
-        return _lost(job, "its process has ended") if is_lost else said
-    if not answer.was_given:
-        return said
-    state = (answer.shown or {}).get("JobState", "")
-    if answer.queued is None and state not in ("RUNNING", "COMPLETING", *_PENDING):
-        return _lost(job, _why_lost(answer.shown))
-    if answer.queued is not None and answer.queued.state in _PENDING:
-        waits = f"waits in the queue: {answer.queued.reason}"
-        # a job whose node died is put into the queue by Slurm: its record still says that it runs
-        state = job.state if job.state is BatchJobState.SUBMITTED else BatchJobState.REQUEUED
-        return JobView(job, str(state), f"{job.reason}; {waits}" if job.reason else waits, job.remedy)
-    return said
-
-
-def _lost(job: BatchJob, why: str) -> JobView:
-    left = "the scans that it had go on with the next job of the session"
-    return JobView(job, LOST, why, f"{left}; its log: {job.log or 'not known'}")
+        return None
+    if not _is_scheduled(job):
+        if job.cluster != here or not has_ended(int(job.scheduled.removeprefix(_LOCAL))):
+            return None
+        why = "its process has ended"
+    elif answer.was_given and answer.queued is None and (answer.shown is None or shown.get("JobState") in _OVER):
+        why = _why_lost(answer.shown)
+    else:
+        return None
+    end = shown.get("EndTime", "")
+    ended = float(end) if end.isdecimal() else time.time()
+    steps = (
+        step if step.ended_unix_seconds else step.model_copy(update={"ended_unix_seconds": ended, "how": "lost, too"})
+        for step in job.steps
+    )
+    return job.model_copy(
+        update={
+            "state": BatchJobState.LOST,
+            "reason": why,
+            "remedy": "the scans that it had go on with the next job of the session"
+            + (f"; its log: {job.log}" if job.log else ""),
+            "ended_unix_seconds": ended,
+            "steps": tuple(steps),
+        }
+    )
 
 
 def _why_lost(shown: dict[str, str] | None) -> str:

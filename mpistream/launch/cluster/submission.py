@@ -1,20 +1,28 @@
 """A batch job is submitted: entirely, or not at all."""
 
+import logging
 import os
+import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.launch.cluster.job_script import JobPlan, JobRequest, render_script
 from mpistream.launch.cluster.mode_options import named_references
-from mpistream.launch.cluster.slurm import Slurm
+from mpistream.launch.cluster.slurm import SchedulerUnclear, Slurm
 from mpistream.model.errors import ConfigError, CoordinationError, SchedulerError, StorageError
 from mpistream.model.session import BatchJob, BatchJobState, Mode, ReferenceKind, Session
 
 #: Where in a session's folder its jobs' scripts and logs lie.
 JOBS = "jobs"
+
+_log = logging.getLogger(__name__)
+
+#: So long a job may be missing from the queue that Slurm has begun to take.
+_LOOK_SECONDS = 15.0
+_TURN_SECONDS = 3.0
+_LOOK = "squeue --me --states=all --format='%i %j %T %k'"
 
 #: The mode that leaves references of a kind.
 _MAKER = {ReferenceKind.DARK: Mode.DARK, ReferenceKind.MASK: Mode.DARK, ReferenceKind.THRESHOLDS: Mode.CALIBRATE}
@@ -66,17 +74,15 @@ def submit_job(plan: JobPlan, slurm: Slurm, registry: SessionRegistry | None) ->
     """Writes the script into the job's folder and submits it; where there is a registry, its record, too.
 
     ``registry`` is None for jobs that need no etcd. Raises SchedulerError or StorageError where nothing is submitted,
-    and CoordinationError where the record could not be written: the job is cancelled then.
+    and CoordinationError where the record could not be written: the job is cancelled then. Likewise where this is
+    interrupted. A job of which sbatch does not say whether Slurm has it is looked for; where nobody knows, the error
+    says so, and by which comment it is found.
     """
     cluster = slurm.cluster()  # who answers to this takes jobs
     _check_nodes(plan, slurm)
     text = render_script(plan)
     script = _write_script(plan, text)
-    try:
-        number = slurm.submit(script)
-    except BaseException:
-        script.unlink(missing_ok=True)
-        raise
+    number = _number_of_submitted(plan, slurm, script)
     if registry is not None:
         _record(plan, slurm, registry, cluster, number)
     return Submitted(number, cluster, script, plan.log_of(number))
@@ -133,6 +139,78 @@ def _write_script(plan: JobPlan, text: str) -> Path:
     raise StorageError(f"{folder} is full of scripts {plan.name}-*.sh", "remove those that are no more needed")
 
 
+def _number_of_submitted(plan: JobPlan, slurm: Slurm, script: Path) -> str:
+    """Submits the script, which stays where there is a job, or may be one. Raises SchedulerError."""
+    mark = f"mpistream-{secrets.token_hex(6)}"
+    own = [word.partition("=")[2] for word in plan.site.scheduler.directives if word.startswith("--comment=")]
+    try:
+        return slurm.submit(script, " ".join((*own, mark)))
+    except SchedulerUnclear as error:
+        number = _look_for(plan, slurm, script, mark, error.message)
+        if number is not None:
+            return number
+        script.unlink(missing_ok=True)
+        raise SchedulerError(
+            f"{error.message}; Slurm has no such job",
+            f"submit it again; should one come after all, its comment is {mark} ({_LOOK}); {error.remedy}",
+        ) from error
+    except SchedulerError:
+        script.unlink(missing_ok=True)
+        raise
+    except BaseException:
+        _withdraw(plan, slurm, script, mark)
+        raise
+
+
+def _withdraw(plan: JobPlan, slurm: Slurm, script: Path, mark: str) -> None:
+    """After an interruption: the job is cancelled, if there is one."""
+    _log.warning("interrupted: Slurm is asked whether it has the job already, to cancel it")
+    number = _look_for(plan, slurm, script, mark, "interrupted")
+    if number is not None:
+        _cancel_interrupted(slurm, number)
+    script.unlink(missing_ok=True)
+
+
+def _cancel_interrupted(slurm: Slurm, number: str) -> None:
+    """Raises SchedulerError where the job stays."""
+    try:
+        slurm.cancel(number)
+    except SchedulerError as error:
+        raise SchedulerError(
+            f"interrupted, but job {number} is submitted, and could not be cancelled: {error.message}",
+            f"cancel it yourself: scancel {number}",
+        ) from error
+
+
+def _look_for(plan: JobPlan, slurm: Slurm, script: Path, mark: str, why: str) -> str | None:
+    """The number of the job with that mark, None where there is none. Raises SchedulerError where Slurm does not say,
+    or this is interrupted.
+    """
+    try:
+        return _patiently_found(slurm, mark)
+    except (SchedulerError, KeyboardInterrupt) as error:
+        doubt = error.message if isinstance(error, SchedulerError) else "interrupted while Slurm was asked"
+        raise SchedulerError(
+            f"{why}; the job {plan.name} may have been submitted, or not: {doubt}",
+            f"look for its comment {mark}: {_LOOK}; scancel NUMBER ends it; its script: {script}",
+        ) from error
+
+
+def _patiently_found(slurm: Slurm, mark: str) -> str | None:
+    """None only after a while: Slurm's controller may still be at work on the submission. Raises SchedulerError."""
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while True:
+        is_last = time.monotonic() > deadline
+        try:
+            number = slurm.submitted_with(mark)
+            if number is not None or is_last:
+                return number
+        except SchedulerError:
+            if is_last:
+                raise
+        time.sleep(_TURN_SECONDS)
+
+
 def _record(plan: JobPlan, slurm: Slurm, registry: SessionRegistry, cluster: str, number: str) -> None:
     """Raises CoordinationError, once the job is cancelled."""
     job = BatchJob(
@@ -162,6 +240,5 @@ def _record(plan: JobPlan, slurm: Slurm, registry: SessionRegistry, cluster: str
         ) from error
     except BaseException:
         # interrupted: what nobody knows of must not run
-        with suppress(SchedulerError):
-            slurm.cancel(number)
+        _cancel_interrupted(slurm, number)
         raise
