@@ -197,7 +197,11 @@ def test_a_session_needs_a_name_that_can_be_a_files(session: str) -> None:
         (Mode.DARK, {"source": "sim:8x8", "name": "a b"}, "--name a b: that is no name"),
         (Mode.TIMESERIES, {**SERIES, "each": True}, "--each writes one"),
         (Mode.TIMESERIES, {**SERIES, "output": "a", "join": True}, "no name of a dataset"),
-        (Mode.TIMESERIES, {**SERIES, "source": "sim:4x4?{bla}"}, r"'sim:4x4\?{bla}' cannot be filled in"),
+        (
+            Mode.TIMESERIES,
+            {**SERIES, "source": "sim:4x4?{bla}"},
+            r"'sim:4x4\?{bla}' cannot be filled in: there is no {bla}",
+        ),
         (Mode.TIMESERIES, {**SERIES, "source": "files:/{tilt}"}, "'files:/{tilt}' cannot be filled in"),
         (Mode.TIMESERIES, {**SERIES, "source": "files:/{index.x}"}, "'files:/{index.x}' cannot be filled in"),
         (Mode.TIMESERIES, {**SERIES, "source": "files:/{0}/{index"}, "cannot be filled in"),

@@ -32,8 +32,9 @@ def _filled_in(source: str, values: Sequence[dict[str, float]]) -> list[str]:
     try:
         sources = [source.format(**of_scan) for of_scan in values]
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+        why = f"there is no {{{error.args[0]}}}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
-            f"the source {source!r} cannot be filled in: {error!r}",
+            f"the source {source!r} cannot be filled in: {why}",
             f"it may hold {names}, as in files:/data/{{index}}; other braces are written twice",
         ) from None
     if len(sources) > 1 and len(set(sources)) == 1:
