@@ -47,19 +47,21 @@ options+=(--repeat "$repeat")
 
 # ---- Surroundings -----------------------------------------------------------------------------------------------
 
-module load python cray-hdf5-parallel
+fail() {
+    echo "mpistream-benchmark-SESSION: error: $1" >&2
+    echo "  $2" >&2
+    exit 1
+}
+
+module load python cray-hdf5-parallel ||
+    fail "these modules cannot be loaded: python cray-hdf5-parallel" \
+        "module avail shows what there is; submit from a login shell"
 export HDF5_USE_FILE_LOCKING=FALSE
 export OMP_NUM_THREADS=1
 
 # ---- Is everything there? ---------------------------------------------------------------------------------------
 
 set -u
-
-fail() {
-    echo "mpistream-benchmark-SESSION: error: $1" >&2
-    echo "  $2" >&2
-    exit 1
-}
 
 command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."

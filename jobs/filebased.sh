@@ -46,19 +46,21 @@ copy="$SCRATCH"/mpistream${output%.h5}-sectors
 
 # ---- Surroundings -----------------------------------------------------------------------------------------------
 
-module load python cray-hdf5-parallel
+fail() {
+    echo "mpistream-filebased-SESSION: error: $1" >&2
+    echo "  $2" >&2
+    exit 1
+}
+
+module load python cray-hdf5-parallel ||
+    fail "these modules cannot be loaded: python cray-hdf5-parallel" \
+        "module avail shows what there is; submit from a login shell"
 export HDF5_USE_FILE_LOCKING=FALSE
 export OMP_NUM_THREADS=1
 
 # ---- Is everything there? ---------------------------------------------------------------------------------------
 
 set -u
-
-fail() {
-    echo "mpistream-filebased-SESSION: error: $1" >&2
-    echo "  $2" >&2
-    exit 1
-}
 
 command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."
@@ -101,10 +103,8 @@ ranks=(
 
 # ---- The runner -------------------------------------------------------------------------------------------------
 
-# From here on this process is the runner: it starts the ranks, starts them again without a node that has failed, and
-# hears from Slurm when the time is nearly up. A scan in hand then has so many seconds to end:
-finish_seconds=240
+# From here on this process is the runner: it starts the ranks once, says how they ended, and keeps the job's record.
 
 exec "$mpistream" job run filebased --session "$session" \
-    --finish-seconds "$finish_seconds" --no-requeue \
+    --no-requeue \
     -- "${ranks[@]}"

@@ -10,6 +10,9 @@
 # Submit it with `sbatch FILE`, or let `mpistream job submit live` write and submit it. Then `squeue --me` shows
 # whether it runs, its log is the file named at --output, and `scancel NUMBER` ends it.
 #
+# The session must be there when the job begins; whoever starts it says where its datasets go:
+#     mpistream session start SESSION --config FILE --datasets FOLDER
+#
 # Fill in first: mNNNN (the account that pays), USER (your name there), SESSION (its name).
 
 # Who asks, and for what. Lines of #SBATCH are read by Slurm and are no shell: no variables in them.
@@ -37,18 +40,12 @@
 session=SESSION
 config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
+# The folder that the session was started with: mpistream session show says which.
+datasets=/pscratch/sd/u/USER/SESSION
 
 # What is counted, and how, is the session's and the scan's: see mpistream session show.
 
 # ---- Surroundings -----------------------------------------------------------------------------------------------
-
-module load python cray-hdf5-parallel
-export HDF5_USE_FILE_LOCKING=FALSE
-export OMP_NUM_THREADS=1
-
-# ---- Is everything there? ---------------------------------------------------------------------------------------
-
-set -u
 
 fail() {
     echo "mpistream-live-SESSION: error: $1" >&2
@@ -56,10 +53,23 @@ fail() {
     exit 1
 }
 
+module load python cray-hdf5-parallel ||
+    fail "these modules cannot be loaded: python cray-hdf5-parallel" \
+        "module avail shows what there is; submit from a login shell"
+export HDF5_USE_FILE_LOCKING=FALSE
+export OMP_NUM_THREADS=1
+
+# ---- Is everything there? ---------------------------------------------------------------------------------------
+
+set -u
+
 command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."
 [[ -r $config ]] ||
     fail "cannot read the configuration $config" "mend the line config=...; all nodes must see the file"
+[[ -w $datasets ]] ||
+    fail "cannot write into $datasets" "mend the line datasets=..., or the permissions of the folder"
+stripe_medium "$datasets"  # spreads large files over the file system's servers
 
 # ---- The MPI job: what srun starts on every node ----------------------------------------------------------------
 

@@ -8,6 +8,9 @@
 # Submit it with `sbatch FILE`, or let `mpistream job submit raw` write and submit it. Then `squeue --me` shows
 # whether it runs, its log is the file named at --output, and `scancel NUMBER` ends it.
 #
+# The session must be there when the job begins; whoever starts it says where its datasets go:
+#     mpistream session start SESSION --config FILE --datasets FOLDER
+#
 # Fill in first: mNNNN (the account that pays), USER (your name there), SESSION (its name).
 
 # Who asks, and for what. Lines of #SBATCH are read by Slurm and are no shell: no variables in them.
@@ -47,19 +50,21 @@ options+=(--output "$output")
 
 # ---- Surroundings -----------------------------------------------------------------------------------------------
 
-module load python cray-hdf5-parallel
+fail() {
+    echo "mpistream-raw-SESSION: error: $1" >&2
+    echo "  $2" >&2
+    exit 1
+}
+
+module load python cray-hdf5-parallel ||
+    fail "these modules cannot be loaded: python cray-hdf5-parallel" \
+        "module avail shows what there is; submit from a login shell"
 export HDF5_USE_FILE_LOCKING=FALSE
 export OMP_NUM_THREADS=1
 
 # ---- Is everything there? ---------------------------------------------------------------------------------------
 
 set -u
-
-fail() {
-    echo "mpistream-raw-SESSION: error: $1" >&2
-    echo "  $2" >&2
-    exit 1
-}
 
 command -v "$mpistream" >/dev/null ||
     fail "there is no command $mpistream" "install mpistream there, or mend the line mpistream=..."

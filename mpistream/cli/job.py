@@ -90,9 +90,10 @@ def _commands_of_modes(group: click.Group, more: list[click.Option], act: Callab
         group.add_command(command_of(mode))
 
 
-def _render(request: JobRequest, site: Site, folder_is_given: bool, script: Path | None) -> None:
+def _render(request: JobRequest, site: Site, folder_is_given: bool, script: Path | None, datasets: Path | None) -> None:
     config = request.config.absolute() if request.config else None
-    text = render_script(plan_job(replace(request, config=config), site))
+    folder = datasets.absolute() if datasets else None
+    text = render_script(plan_job(replace(request, config=config, datasets=folder), site))
     if script is None:
         click.echo(text, nl=False)
         return
@@ -111,8 +112,11 @@ def _submit(request: JobRequest, site: Site, folder_is_given: bool, folder: Path
     slurm.require("sbatch")
     with _session_registry(request) as (registry, why_not):
         session = None if registry is None else _session(registry, request)
-        if session is not None and not folder_is_given:
-            plan = replace(plan, request=replace(request, folder=Path(session.folder) / JOBS))
+        if session is not None:
+            request = replace(request, datasets=Path(session.folder))
+            if not folder_is_given:
+                request = replace(request, folder=Path(session.folder) / JOBS)
+            plan = replace(plan, request=request)
         done = submit_job(plan, slurm, registry)
     if as_json:
         names = {"job": done.number, "cluster": done.cluster, "script": str(done.script), "log": str(done.log)}
@@ -164,7 +168,14 @@ def _session_registry(request: JobRequest) -> Iterator[tuple[SessionRegistry | N
         yield registry, why_not
 
 
-_commands_of_modes(render, [path_option("--script", "FILE.sh", "Where to write it, instead of stdout.")], _render)
+_commands_of_modes(
+    render,
+    [
+        path_option("--script", "FILE.sh", "Where to write it, instead of stdout."),
+        path_option("--datasets", "DIR", "Folder of the session's datasets: the script checks and stripes it."),
+    ],
+    _render,
+)
 _commands_of_modes(
     submit,
     [

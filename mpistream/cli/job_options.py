@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from mpistream.cli.options import counting_options
 from mpistream.launch.cluster.site import parse_duration
 from mpistream.model.errors import ConfigError
 from mpistream.model.session import Mode
@@ -48,6 +49,9 @@ COMMON = [
     _text_option("--qos", "NAME", "Quality of service: realtime, regular, debug."),
     click.Option(["--nodes"], type=click.IntRange(1), help="How many nodes: each is a rank group."),
     click.Option(["--tasks-per-node"], type=click.IntRange(1), help="Ranks on each node."),
+    click.Option(
+        ["--least-nodes"], type=click.IntRange(1), help="With fewer left the job does not go on.  [default: 1]"
+    ),
     click.Option(["--time", "time_seconds"], type=_Duration(), help="Time limit; D-HH:MM:SS for days."),
     _text_option("--reservation", "NAME", "Nodes that are reserved."),
     _text_option("--dependency", "afterok:NUMBER", "Which jobs must be over first, as sbatch has it."),
@@ -65,24 +69,23 @@ def _output(metavar: str, **more: Any) -> click.Option:
     return click.Option(["--output"], metavar=metavar, help="What to write.", **more)
 
 
-def _reference(flag: str, text: str) -> click.Option:
-    return click.Option([flag], metavar="FILE|ref:NAME", help=text)
-
-
 _OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace what is there, once all of it is written.")
 _NAME = click.Option(["--name"], required=True, metavar="NAME", help="The name under which later scans use it.")
-_DARK = _reference("--dark", "Dark reference to subtract.")
 
-_COUNTING = [
-    _DARK,
-    _reference("--pixel-mask", "Bad pixels."),
-    _reference("--thresholds", "Thresholds of an earlier scan."),
-    click.Option(["--background"], type=float, help="Pixels up to this value (ADU) are noise."),
-    click.Option(["--xray"], type=float, help="Pixels from this value (ADU) on are x-rays."),
-    click.Option(["--centroids"], is_flag=True, help="Also store where in its pixel each electron hit."),
+
+@click.command()
+@counting_options
+def _counting(**_: Any) -> None:
+    """Of no use but for its options: those of every command that counts."""
+
+
+_COUNTING = _counting.params
+#: Thresholds that are to be found are not given.
+_CALIBRATING = [
+    option for option in _COUNTING if option.name not in ("thresholds", "background", "xray", "row_dark_level")
 ]
 
-OF_MODE: dict[Mode, list[click.Option]] = {
+OF_MODE: dict[Mode, list[click.Parameter]] = {
     Mode.LIVE: [],
     Mode.SINGLE: [
         _source(),
@@ -91,7 +94,7 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         *_COUNTING,
     ],
     Mode.DARK: [_source(required=True), _NAME],
-    Mode.CALIBRATE: [_source(required=True), _NAME, _DARK],
+    Mode.CALIBRATE: [_source(required=True), _NAME, *_CALIBRATING],
     Mode.TIMESERIES: [
         _source("SOURCE", required=True),
         click.Option(["--scans"], type=click.IntRange(1), required=True, help="How many."),
@@ -99,12 +102,14 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         _output("FILE.h5|DIR", required=True),
         _OVERWRITE,
         click.Option(["--join/--each"], default=True, show_default=True, help="One dataset for all, or one for each."),
+        *_COUNTING,
     ],
     Mode.TOMOGRAPHY: [
         _source("SOURCE", required=True),
         click.Option(["--tilts"], required=True, metavar="START:STOP:STEP|LIST", help="Angles in degrees."),
         _output("DIR", required=True),
         _OVERWRITE,
+        *_COUNTING,
     ],
     Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS", required=True), _output("FILE.h5", required=True), _OVERWRITE],
     Mode.REPLAY: [
@@ -112,6 +117,7 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         click.Option(["--rate"], type=click.FloatRange(0, min_open=True), help="Frames per second."),
         _output("FILE.h5", required=True),
         _OVERWRITE,
+        *_COUNTING,
     ],
     Mode.FILEBASED: [
         _source("files:[HOST:]DIR", required=True, multiple=True),

@@ -23,7 +23,13 @@ OPTIONS: dict[Mode, dict[str, Any]] = {
     },
     Mode.DARK: {"source": "sim:8x8?electrons=0", "name": "tuesday"},
     Mode.CALIBRATE: {"source": "sim:8x8", "name": "tuesday", "dark": "ref:tuesday"},
-    Mode.TIMESERIES: {"source": "sim:8x8", "scans": 5, "interval": 2.5, "output": "/data/series.h5", "join": True},
+    Mode.TIMESERIES: {
+        "source": "sim:8x8?seed={index}",
+        "scans": 5,
+        "interval": 2.5,
+        "output": "/data/series.h5",
+        "join": True,
+    },
     Mode.TOMOGRAPHY: {"source": "files:/data/{tilt}", "tilts": "-60:60:2", "output": "/data/tomography"},
     Mode.RAW: {"source": "files:/data/sectors", "output": "/data/recording.h5"},
     Mode.REPLAY: {"source": "raw:/data/recording.h5", "rate": 1000.0, "output": "/data/scan.h5"},
@@ -64,3 +70,8 @@ def program(folder: Path, name: str, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+def shellcheck(path: Path) -> None:
+    done = subprocess.run(["shellcheck", "--shell=bash", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout

@@ -76,13 +76,13 @@ class MadeUpSockets:
             raise TurnEnds
         return True
 
-    def data_inlet(self, host: str, port: int = 0) -> "DataInlet":
+    def data_inlet(self, host: str, port: int = 0, published: str = "") -> "DataInlet":
         return DataInlet(self.network, self.process)
 
     def data_outlet(self, endpoint: str) -> "DataOutlet":
         return DataOutlet(self.network, self.process, endpoint)
 
-    def answer_inlet(self, host: str, port: int = 0) -> "AnswerInlet":
+    def answer_inlet(self, host: str, port: int = 0, published: str = "") -> "AnswerInlet":
         return AnswerInlet(self.network, self.process)
 
     def answer_outlet(self, endpoint: str, hello: Hello) -> "AnswerOutlet":

@@ -1,7 +1,6 @@
 """Job scripts: what is asked for stands in them, what a site does not have is refused, and every one is good bash."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from mpistream.launch.cluster.plain_scripts import plain_script
 from mpistream.launch.cluster.site import jobs_folder, known_sites, load_site
 from mpistream.model.errors import ConfigError, MpistreamError
 from mpistream.model.session import Mode, ReferenceKind
-from tests.unit.batch_jobs import OPTIONS, program, request, run_script, script
+from tests.unit.batch_jobs import OPTIONS, program, request, run_script, script, shellcheck
 
 MODES = pytest.mark.parametrize("mode", list(Mode))
+SERIES = {"source": "sim:8x8?seed={index}", "scans": 2, "output": "a.h5"}
 
 
 def directives(text: str) -> dict[str, str]:
@@ -22,11 +22,6 @@ def directives(text: str) -> dict[str, str]:
     lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.MULTILINE)
     assert len(lines) == text.count("\n#SBATCH") == len(dict(lines))
     return dict(lines)
-
-
-def shellcheck(path: Path) -> None:
-    done = subprocess.run(["shellcheck", "--shell=bash", str(path)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout
 
 
 @MODES
@@ -200,14 +195,40 @@ def test_a_session_needs_a_name_that_can_be_a_files(session: str) -> None:
         (Mode.SINGLE, {"source": "sim:8x8", "output": "a.h5", "dark": "ref:a/b"}, "--dark ref:a/b: that is no name"),
         (Mode.SINGLE, {"source": "sim:8x8", "output": "a\n.h5"}, "--output holds a character"),
         (Mode.DARK, {"source": "sim:8x8", "name": "a b"}, "--name a b: that is no name"),
-        (Mode.TIMESERIES, {"source": "sim:8x8", "scans": 2, "output": "a.h5", "each": True}, "--each writes one"),
-        (Mode.TIMESERIES, {"source": "sim:8x8", "scans": 2, "output": "a", "join": True}, "no name of a dataset"),
+        (Mode.TIMESERIES, {**SERIES, "each": True}, "--each writes one"),
+        (Mode.TIMESERIES, {**SERIES, "output": "a", "join": True}, "no name of a dataset"),
+        (
+            Mode.TIMESERIES,
+            {**SERIES, "source": "sim:4x4?{bla}"},
+            r"'sim:4x4\?{bla}' cannot be filled in: there is no {bla}",
+        ),
+        (Mode.TIMESERIES, {**SERIES, "source": "files:/{tilt}"}, "'files:/{tilt}' cannot be filled in"),
+        (Mode.TIMESERIES, {**SERIES, "source": "files:/{index.x}"}, "'files:/{index.x}' cannot be filled in"),
+        (Mode.TIMESERIES, {**SERIES, "source": "files:/{0}/{index"}, "cannot be filled in"),
+        (Mode.TIMESERIES, {**SERIES, "source": "files:/x"}, "the source 'files:/x' is the same for all scans"),
+        (Mode.TIMESERIES, {**SERIES, "source": "raw:/x.h5"}, "the source 'raw:/x.h5' is the same for all scans"),
+        (Mode.TIMESERIES, {**SERIES, "source": "sim:4x4?{index}"}, "'0' in 'sim:4x4.0' is no option"),
+        (Mode.TOMOGRAPHY, {"source": "files:/x", "tilts": "0:9:1", "output": "t"}, "is the same for all scans"),
+        (Mode.TOMOGRAPHY, {"source": "{tilt}", "tilts": "0:9:1", "output": "t"}, "'0' is no source"),
         (Mode.TOMOGRAPHY, {"source": "sim:8x8", "tilts": "a", "output": "t"}, "--tilts a: these are no angles"),
         (Mode.REPLAY, {"source": "sim:8x8", "output": "a.h5"}, "a replay of 'sim:8x8'"),
         (Mode.REPLAY, {"source": "files:/a?rate=5", "rate": 3.0, "output": "a.h5"}, "given twice"),
         (Mode.FILEBASED, {"source": ("sim:8x8",), "output": "a.h5"}, "cannot be copied from 'sim:8x8'"),
         (Mode.FILEBASED, {"source": ("files:/a",), "output": "a.h5", "dark": "ref:a"}, "asks no etcd for references"),
         (Mode.FILEBASED, {"source": ("files:/a",), "output": "a.h5", "xray": 1.0}, "--background and --xray belong"),
+        (Mode.FILEBASED, {"source": ("files:/a",), "output": "a.h5", "gain": "ref:a"}, "a gain reference has no name"),
+        (
+            Mode.REPLAY,
+            {"source": "files:/a", "output": "a.h5", "background": 9.0, "xray": 8.0},
+            r"--background \(9\) must be below --xray \(8\)",
+        ),
+        (Mode.REPLAY, {"source": "files:/a", "output": "a.h5", "sample_frames": 0}, "--sample-frames: .* greater"),
+        (
+            Mode.CALIBRATE,
+            {"source": "sim:8x8", "name": "a", "dark": "a", "row_dark": "mean"},
+            "--row-dark takes the pl",
+        ),
+        (Mode.SINGLE, {"source": "sim:8x8", "output": "a.h5", "row_dark_level": 3.0}, "--row-dark-level belongs to"),
         (Mode.BENCHMARK, {"scan": "64"}, "--scan 64: '64' is no scan shape"),
     ],
 )
@@ -225,8 +246,9 @@ def test_references_by_name_are_known_by_their_kinds() -> None:
 
 
 def test_what_is_0_is_given() -> None:
-    options = {"source": "sim:8x8", "output": "a.h5", "background": 0.0, "xray": 0.0, "centroids": False, "dark": None}
-    assert checked_options(Mode.SINGLE, options).keys() == {"source", "output", "background", "xray"}
+    options = {"source": "sim:8x8", "output": "a.h5", "background": 0.0, "xray": 1.0, "centroids": False}
+    options |= {"dark": None, "overwrite": False}
+    assert checked_options(Mode.SINGLE, options).keys() == {"source", "output", "background", "xray", "centroids"}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +330,10 @@ def test_the_options_of_modes_without_files(
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        (Mode.TIMESERIES, ["--source", "sim:8x8", "--scans", "5", "--interval", "2.5", "--output", "{}", "--join"]),
+        (
+            Mode.TIMESERIES,
+            ["--source", "sim:8x8?seed={{index}}", "--scans", "5", "--interval", "2.5", "--output", "{}", "--join"],
+        ),
         (Mode.TOMOGRAPHY, ["--source", "files:/data/{{tilt}}", "--tilts", "-60:60:2", "--output", "{}"]),
         (Mode.RAW, ["--source", "files:/data/sectors", "--output", "{}"]),
         (
@@ -354,7 +379,7 @@ def test_filebased_copies_the_sector_files_first(tmp_path: Path, runner: Path) -
     assert {path.name for path in copy.iterdir()} == {f"data_scan0000000001_module{number}.data" for number in (0, 1)}
     assert f"rm -r {copy}" in done.stdout
     told = done.stdout.partition("job\nrun\n")[2].splitlines()
-    assert told[: told.index("--")] == ["filebased", "--session", "tuesday", "--finish-seconds", "30", "--no-requeue"]
+    assert told[: told.index("--")] == ["filebased", "--session", "tuesday", "--no-requeue"]
     assert told[told.index("--") :][-7:] == [
         *(str(runner), "count", "--source", f"files:{copy}", "--output", str(output), "--overwrite")
     ]

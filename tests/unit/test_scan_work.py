@@ -11,7 +11,7 @@ from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState
 from mpistream.launch.cluster.scan_book import ScanBook
 from mpistream.launch.cluster.scan_work import known_scan
-from mpistream.launch.cluster.series import _Degrees, _filled
+from mpistream.launch.cluster.series_sources import sources_of_tilts, sources_of_times
 from mpistream.model.errors import ConfigError
 from tests.unit.registered import scan_record
 
@@ -61,8 +61,16 @@ def test_what_another_job_of_the_session_has_left_is_taken_over(registry: Regist
 
 
 def test_sources_are_filled_in_as_people_name_folders() -> None:
-    names = [_filled("files:/{tilt}/{index:03d}", index=index, tilt=_Degrees(0.1 * index)) for index in (3, 10)]
-    assert names == ["files:/0.3/003", "files:/1/010"]
-    assert _filled("files:/{tilt:+.1f}", tilt=_Degrees(-60)) == "files:/-60.0"
+    names = sources_of_tilts("files:/{tilt}/{index:03d}", [0, 0.1 * 3])
+    assert names == ["files:/0/000", "files:/0.3/001"]
+    assert sources_of_tilts("files:/{tilt:+.1f}", [-60]) == ["files:/-60.0"]
+    assert sources_of_times("files:/{{{index}}}", 2) == ["files:/{0}", "files:/{1}"]
     with pytest.raises(ConfigError, match="cannot be filled in"):
-        _filled("files:/{angle}", index=1)
+        sources_of_times("files:/{angle}", 1)
+
+
+def test_one_scan_needs_no_placeholder() -> None:
+    assert sources_of_times("files:/x", 1) == ["files:/x"]
+    with pytest.raises(ConfigError, match="is the same for all scans") as raised:
+        sources_of_times("files:/x", 2)
+    assert "{index}" in raised.value.remedy

@@ -536,6 +536,7 @@ def test_the_command_prints_the_number_and_where_the_log_will_be(
         f"log          {jobs}/mpistream-live-tuesday-42.log",
     ]
     assert registry.batch_job("beam", "42") is not None
+    assert f"\ndatasets={tmp_path / 'session'}\n" in (jobs / "mpistream-live-tuesday.sh").read_text()
     assert cli.run(*submit("live", "--json", "--chdir", tmp_path / "other")).last_json == {
         "job": "42",
         "cluster": "beam",
@@ -630,7 +631,8 @@ def test_without_sbatch_the_script_can_be_rendered(cli: CommandLine, submit: Cal
     assert "mpistream job render --script FILE.sh" in done.stderr
     render = [argument if argument != "submit" else "render" for argument in arguments]
     script = cli.folder / "live.sh"
-    assert f"wrote {script}" in cli.run(*render, "--script", script).succeeded().stdout
+    assert f"wrote {script}" in cli.run(*render, "--script", script, "--datasets", "here").succeeded().stdout
+    assert f"\ndatasets={Path('here').absolute()}\n" in script.read_text()
     cli.run(*render, "--script", script).failed_with("is already there")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mpistream.launch.cluster.mode_options import ABOUT, GOING_ON, PRODUCERS_HERE
+from mpistream.launch.cluster.mode_options import ABOUT, GOING_ON, PRODUCERS_HERE, SESSION_FOLDER, WITHOUT_SESSION
 from mpistream.launch.cluster.site import Site, format_duration, jobs_folder
 from mpistream.model.errors import ConfigError
 from mpistream.model.session import NAME_PATTERN, Mode
@@ -28,6 +28,8 @@ class JobRequest:
 
     options     the mode's own, as ``checked_options`` gives them
     folder      absolute: the job runs there, and leaves its log there
+    datasets    the folder of the session's datasets, absolute; None: it is not known
+    least_nodes with fewer the job does not go on
     mpistream   the command in the job
     """
 
@@ -46,6 +48,8 @@ class JobRequest:
     time_seconds: int | None = None
     requeue: bool | None = None
     mpistream: str = ""
+    datasets: Path | None = None
+    least_nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,18 @@ class JobPlan:
     @property
     def name(self) -> str:
         return f"mpistream-{self.request.mode}-{self.request.session}"
+
+    @property
+    def is_streaming(self) -> bool:
+        """It has scans in hand, and starts its MPI job again."""
+        return self.request.mode is not Mode.FILEBASED
+
+    @property
+    def datasets(self) -> Path | None:
+        """The session's folder, where the script needs it: the job writes there, or a container is to see it."""
+        in_session = self.request.mode in SESSION_FOLDER and "output" not in self.request.options
+        is_shut = self.site.software.container == "podman-hpc" and self.request.mode not in WITHOUT_SESSION
+        return self.request.datasets if in_session or is_shut else None
 
     @property
     def finish_seconds(self) -> int:
@@ -134,6 +150,11 @@ def _check_account_and_qos(plan: JobPlan) -> None:
 
 def _check_size(plan: JobPlan) -> None:
     site, limit = plan.site, plan.site.qos.get(plan.qos)
+    least = plan.request.least_nodes
+    if least is not None and not plan.is_streaming:
+        raise ConfigError(f"--least-nodes has no effect in mode {plan.request.mode}", "leave it out")
+    if least is not None and least > plan.nodes:
+        raise ConfigError(f"--least-nodes {least}, but the job has {plan.nodes}", f"give --nodes {least} or more")
     for most, where in (
         (limit.most_nodes if limit else None, f"qos {plan.qos} of {site.name}"),
         (site.nodes.most, site.name),
@@ -194,6 +215,8 @@ def render_script(plan: JobPlan, to_fill_in: str = "") -> str:
         about=ABOUT[plan.request.mode],
         time=format_duration(plan.time_seconds),
         here=plan.request.mode in PRODUCERS_HERE,
+        has_session=plan.request.mode not in WITHOUT_SESSION,
+        datasets=plan.datasets,
         plain=to_fill_in,
     )
     return re.sub(r"\n{3,}", "\n\n", text)

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mpistream.acquisition.source import absolute_specification
+from mpistream.launch.cluster.series_sources import sources_of_tilts, sources_of_times
 from mpistream.model.errors import ConfigError, SourceError
 from mpistream.model.geometry import ScanShape
+from mpistream.model.scan import CountingParameters
 from mpistream.model.session import NAME_PATTERN, Mode, ReferenceKind
 
 #: One sentence about each mode; docs/modes.md has the rest.
@@ -31,6 +35,12 @@ PRODUCERS_HERE = frozenset({Mode.REPLAY, Mode.BENCHMARK})
 #: Modes whose jobs, begun once more, go on where they were: the scans that they have announced are found again.
 GOING_ON = frozenset({Mode.LIVE, Mode.SINGLE, Mode.TIMESERIES, Mode.TOMOGRAPHY})
 
+#: Modes whose jobs write into the session's folder, unless they have an output of their own.
+SESSION_FOLDER = frozenset({Mode.LIVE, Mode.SINGLE, Mode.DARK, Mode.CALIBRATE})
+
+#: Modes that have a session's name, and need no session.
+WITHOUT_SESSION = frozenset({Mode.FILEBASED, Mode.BENCHMARK})
+
 #: Options that take a reference by its name, and what kind it must be of.
 REFERENCE_OPTIONS = {
     "dark": ReferenceKind.DARK,
@@ -38,6 +48,10 @@ REFERENCE_OPTIONS = {
     "thresholds": ReferenceKind.THRESHOLDS,
 }
 
+#: Modes of many scans, whose source holds a placeholder.
+SERIES = frozenset({Mode.TIMESERIES, Mode.TOMOGRAPHY})
+
+_REFERENCE_FILES = REFERENCE_OPTIONS.keys() | {"gain"}
 _REFERENCE = "ref:"
 _NAMES = "names have letters, digits, '_', '.' and '-', 64 at most, the first a letter or a digit"
 _REMOTE_FILES = re.compile(r"files:([A-Za-z0-9_.@-]+):(/.*)")
@@ -45,10 +59,10 @@ _REMOTE_FILES = re.compile(r"files:([A-Za-z0-9_.@-]+):(/.*)")
 
 def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, with absolute paths. Raises ConfigError or SourceError with the remedy."""
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    given = {name: value for name, value in options.items() if _is_given(name, value)}
     for name, value in given.items():
         _check_text(name, value)
-    for name in REFERENCE_OPTIONS.keys() & given.keys():
+    for name in _REFERENCE_FILES & given.keys():
         given[name] = _reference(name, str(given[name]))
     if "name" in given and not re.fullmatch(NAME_PATTERN, given["name"]):
         raise ConfigError(f"--name {given['name']}: that is no name", _NAMES)
@@ -69,6 +83,7 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     }.get(mode)
     if check is not None:
         check(given)
+    _check_counting(given)
     if mode is not Mode.TOMOGRAPHY and "each" not in given:
         _check_suffix(given.get("output"))
     return given
@@ -83,6 +98,11 @@ def named_references(options: Mapping[str, Any]) -> dict[ReferenceKind, str]:
     }
 
 
+def _is_given(name: str, value: Any) -> bool:
+    """--no-centroids is said to a session whose scans have them; other flags that are not set say nothing."""
+    return value is not None and (value is not False or name == "centroids")
+
+
 def _check_text(name: str, value: Any) -> None:
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and not text.isprintable():
@@ -92,6 +112,8 @@ def _check_text(name: str, value: Any) -> None:
 def _reference(option: str, value: str) -> str:
     if not value.startswith(_REFERENCE):
         return str(Path(value).absolute())
+    if option not in REFERENCE_OPTIONS:
+        raise ConfigError(f"{_flag(option)} {value}: a {option} reference has no name", "give its file")
     if not re.fullmatch(NAME_PATTERN, value.removeprefix(_REFERENCE)):
         raise ConfigError(f"{_flag(option)} {value}: that is no name", _NAMES)
     return value
@@ -104,8 +126,8 @@ def _absolute_source(mode: Mode, source: str) -> str:
         return f"raw:{Path(path).absolute()}{question}{options}"
     if mode is Mode.REPLAY and scheme != "files":
         raise SourceError(f"a replay of {source!r}", "give what was recorded: files:DIR, or raw:FILE.h5")
-    if "{" in source:  # {tilt} or {index} of a tomography: the simulator's options are not numbers yet
-        return absolute_specification(source) if scheme == "files" else source
+    if mode in SERIES and scheme != "files":  # {tilt} and {index} may make a source of it; that is checked later
+        return source
     return absolute_specification(source)
 
 
@@ -138,7 +160,6 @@ def _check_single(given: Mapping[str, Any]) -> None:
             f"{_flag(next(iter(given)))} is of a scan that the job announces itself",
             "give --source and --output, too; or leave it out: whoever announces the scan says how it is counted",
         )
-    _check_thresholds(given)
 
 
 def _check_filebased(given: Mapping[str, Any]) -> None:
@@ -147,23 +168,35 @@ def _check_filebased(given: Mapping[str, Any]) -> None:
             f"ref:{name} ({kind}): a filebased job asks no etcd for references",
             "give the file; mpistream reference list shows where it lies",
         )
-    _check_thresholds(given)
 
 
-def _check_thresholds(given: Mapping[str, Any]) -> None:
+def _check_counting(given: Mapping[str, Any]) -> None:
     if ("background" in given) != ("xray" in given):
         raise ConfigError("--background and --xray belong together", "for instance --background 44 --xray 1500")
     if "background" in given and "thresholds" in given:
         raise ConfigError("--thresholds takes the place of --background and --xray", "leave one of them out")
+    parameters = given.keys() & CountingParameters.model_fields.keys()
+    try:
+        CountingParameters(**{name: given[name] for name in parameters})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{_flag(str(part))}: " for part in first["loc"])
+        names = sorted(parameters | {"row_dark_level"}, key=len, reverse=True)
+        what = re.sub("|".join(names), lambda name: _flag(name[0]), first["msg"].removeprefix("Value error, "))
+        raise ConfigError(
+            f"{where}{what}",
+            "docs/counting.md says what goes together; mpistream job submit MODE --help has the options",
+        ) from None
 
 
 def _check_timeseries(given: Mapping[str, Any]) -> None:
     if given.get("each") and str(given["output"]).endswith(".h5"):
         raise ConfigError("--each writes one dataset per scan", "give a folder as --output; or --join")
+    sources_of_times(given["source"], given["scans"])
 
 
 def _check_tomography(given: Mapping[str, Any]) -> None:
-    tilts_degrees(given["tilts"])
+    sources_of_tilts(given["source"], tilts_degrees(given["tilts"]))
 
 
 def _check_replay(given: Mapping[str, Any]) -> None:

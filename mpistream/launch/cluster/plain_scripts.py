@@ -51,6 +51,7 @@ def plain_script(mode: Mode) -> str:
         options=checked_options(mode, _OPTIONS[mode]),
         account="mNNNN",
         mpistream="$HOME/mpistream/.venv/bin/mpistream",
+        datasets=Path(_FOLDER, "SESSION"),
     )
     others = ", CAMERA-HOST" if mode is Mode.FILEBASED else ""
     return render_script(plan_job(request, load_site(_SITE)), _TO_FILL_IN + others)

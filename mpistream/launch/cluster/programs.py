@@ -35,9 +35,9 @@ class Scans:
 
 
 def request_scan(run: BatchRun, scans: Scans, source: str, output: Path, **labels: int | float) -> ScanRequest:
-    """Raises MpistreamError for a reference that is not known, or has changed."""
+    """Raises MpistreamError for a session or a reference that is not known, or a reference that has changed."""
     counting, thresholds = scans.counting, scans.thresholds
-    session = session_of(run)
+    session = check_session(run)
     if session is not None and not scans.recording:
         given = counting.model_dump(exclude_unset=True) | ({"thresholds": thresholds} if thresholds else {})
         values, thresholds = scan_defaults(session, given)
@@ -55,16 +55,22 @@ def request_scan(run: BatchRun, scans: Scans, source: str, output: Path, **label
     return run.persist(lambda: resolve_references(run.sessions, request))
 
 
-def session_of(run: BatchRun) -> Session | None:
-    name = run.order.session
-    return run.persist(lambda: run.sessions.session(name)) if name else None
+def check_session(run: BatchRun) -> Session | None:
+    """None where the job serves no session. Raises ConfigError where it is to serve one that was never started."""
+    return needed_session(run) if run.order.session else None
 
 
 def needed_session(run: BatchRun) -> Session:
-    """Raises ConfigError where the session was never started: nothing would ever be announced in it."""
-    session = session_of(run)
+    """Raises ConfigError where the session was never started: nobody else would find, or announce, a scan in it."""
+    name = run.order.session
+    session = run.persist(lambda: run.sessions.session(name)) if name else None
     if session is None:
-        raise ConfigError(f"there is no session {run.order.session}", known_sessions(run.sessions))
+        known = run.persist(lambda: known_sessions(run.sessions))
+        raise (
+            ConfigError(f"there is no session {name}", known)
+            if name
+            else ConfigError(f"a {run.order.mode} job needs a session", f"give --session NAME; {known}")
+        )
     return session
 
 

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
-from mpistream.launch.cluster.programs import Scans, is_whole, request_scan
+from mpistream.launch.cluster.programs import Scans, check_session, is_whole, request_scan
 from mpistream.launch.cluster.record import say
 from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, known_scan, wait_until_served
+from mpistream.launch.cluster.series_sources import sources_of_tilts, sources_of_times
 from mpistream.launch.scan_follower import ScanEnd
-from mpistream.model.errors import ConfigError, ScanFailed, StorageError
+from mpistream.model.errors import ScanFailed, StorageError
 from mpistream.storage.series import write_series
 from mpistream.storage.tilt_index import write_tilt_index
 
@@ -25,6 +26,8 @@ Ends = dict[int, ScanEnd | None]
 
 def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float, is_joined: bool) -> ProgramEnd:
     """Many scans one behind the other: one file each, or one dataset with a time axis beside the folder of these."""
+    check_session(run)
+    sources = sources_of_times(scans.source, number)
     folder = scans.output.with_suffix(".scans") if is_joined else scans.output
     _make_folder(folder)
     wait_until_served(run)
@@ -35,12 +38,12 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
 
     def requests() -> Iterator[ScanRequest]:
         nonlocal due
-        for index in range(number):
+        for index, source in enumerate(sources):
             path = folder / f"scan-{index:0{width}d}.h5"
             if known_scan(run, path) is None:  # one that an earlier run of the job has announced is not waited for
                 run.wait_until(is_due)
                 due += interval_seconds
-            yield request_scan(run, scans, _filled(scans.source, index=index), path, time_index=index)
+            yield request_scan(run, scans, source, path, time_index=index)
 
     ends = _one_behind_the_other(run, requests(), _AHEAD)
     datasets = [Path(end.summary.dataset) for end in ends.values() if end is not None]
@@ -52,13 +55,14 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
 
 def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> ProgramEnd:
     """One scan per tilt angle, and their index. The next one is announced when the last has ended: the stage moves."""
+    check_session(run)
+    sources = sources_of_tilts(scans.source, tilts_degrees)
     _make_folder(scans.output)
     width = len(str(len(tilts_degrees) - 1))
     paths = [scans.output / f"tilt-{index:0{width}d}.h5" for index in range(len(tilts_degrees))]
 
     def requests() -> Iterator[ScanRequest]:
-        for index, (tilt, path) in enumerate(zip(tilts_degrees, paths, strict=True)):
-            source = _filled(scans.source, index=index, tilt=_Degrees(tilt))
+        for index, (tilt, source, path) in enumerate(zip(tilts_degrees, sources, paths, strict=True)):
             yield request_scan(run, scans, source, path, tilt_index=index, tilt_degrees=tilt)
 
     ends = _one_behind_the_other(run, requests(), 0)
@@ -111,19 +115,3 @@ def _end_of_all(ends: Ends, number: int, output: Path) -> ProgramEnd:
     if not datasets:
         return ProgramEnd(text, FAILED)
     return ProgramEnd(text, DONE if whole == number else NOT_WHOLE)
-
-
-class _Degrees(float):
-    """Written as people name folders: -60 and 0.3, not -60.0 and 0.30000000000000004."""
-
-    def __format__(self, specification: str) -> str:
-        return format(float(self), specification or "g")
-
-
-def _filled(source: str, **values: float) -> str:
-    """``source`` with {index} and {tilt} filled in; ``{index:03d}`` works as in Python. Raises ConfigError."""
-    try:
-        return source.format(**values)
-    except (KeyError, ValueError, IndexError) as error:
-        names = " and ".join(f"{{{name}}}" for name in values)
-        raise ConfigError(f"the source {source!r} cannot be filled in: {error!r}", f"it may hold {names}") from None
