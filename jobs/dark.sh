@@ -37,7 +37,7 @@ config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
 
 options=()
-# The frames of the dark scan: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS?electrons=0.
+# The frames of the dark scan: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS?electrons=0, camera.
 frames=files:/pscratch/sd/u/USER/dark-sectors
 options+=(--source "$frames")
 

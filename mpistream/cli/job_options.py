@@ -57,7 +57,7 @@ COMMON = [
 ]
 
 
-def _source(metavar: str = "files:DIR|raw:FILE.h5|sim:ROWSxCOLS", **more: Any) -> click.Option:
+def _source(metavar: str = "files:DIR|raw:FILE.h5|sim:ROWSxCOLS|camera", **more: Any) -> click.Option:
     return click.Option(["--source"], metavar=metavar, help="The frames.", **more)
 
 
@@ -93,7 +93,7 @@ OF_MODE: dict[Mode, list[click.Option]] = {
     Mode.DARK: [_source(required=True), _NAME],
     Mode.CALIBRATE: [_source(required=True), _NAME, _DARK],
     Mode.TIMESERIES: [
-        _source("SOURCE", required=True),
+        _source("SOURCE|camera", required=True),
         click.Option(["--scans"], type=click.IntRange(1), required=True, help="How many."),
         click.Option(["--interval"], type=click.FloatRange(0), help="Seconds from one's beginning to the next's."),
         _output("FILE.h5|DIR", required=True),
@@ -101,12 +101,12 @@ OF_MODE: dict[Mode, list[click.Option]] = {
         click.Option(["--join/--each"], default=True, show_default=True, help="One dataset for all, or one for each."),
     ],
     Mode.TOMOGRAPHY: [
-        _source("SOURCE", required=True),
+        _source("SOURCE|camera", required=True),
         click.Option(["--tilts"], required=True, metavar="START:STOP:STEP|LIST", help="Angles in degrees."),
         _output("DIR", required=True),
         _OVERWRITE,
     ],
-    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS", required=True), _output("FILE.h5", required=True), _OVERWRITE],
+    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS|camera", required=True), _output("FILE.h5", required=True), _OVERWRITE],
     Mode.REPLAY: [
         _source("files:DIR|raw:FILE.h5", required=True),
         click.Option(["--rate"], type=click.FloatRange(0, min_open=True), help="Frames per second."),

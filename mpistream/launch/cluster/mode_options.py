@@ -31,6 +31,10 @@ PRODUCERS_HERE = frozenset({Mode.REPLAY, Mode.BENCHMARK})
 #: Modes whose jobs, begun once more, go on where they were: the scans that they have announced are found again.
 GOING_ON = frozenset({Mode.LIVE, Mode.SINGLE, Mode.TIMESERIES, Mode.TOMOGRAPHY})
 
+#: As ``--source``: the scan that the camera begins next, and the modes that take it.
+CAMERA = "camera"
+FROM_CAMERA = frozenset({Mode.SINGLE, Mode.DARK, Mode.CALIBRATE, Mode.TIMESERIES, Mode.TOMOGRAPHY, Mode.RAW})
+
 #: Options that take a reference by its name, and what kind it must be of.
 REFERENCE_OPTIONS = {
     "dark": ReferenceKind.DARK,
@@ -56,6 +60,7 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
         _check_shape(given["scan"])
     if "output" in given:
         given["output"] = str(Path(given["output"]).absolute())
+    check_camera(mode, given)
     if mode is Mode.FILEBASED:
         given["source"] = tuple(_files_to_copy(source) for source in given["source"])
     elif "source" in given:
@@ -72,6 +77,24 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     if mode is not Mode.TOMOGRAPHY and "each" not in given:
         _check_suffix(given.get("output"))
     return given
+
+
+def check_camera(mode: Mode, given: Mapping[str, Any], producers_here: bool = False) -> None:
+    """Raises ConfigError where the camera cannot be the source, or for what then has no effect."""
+    if given.get("source") not in (CAMERA, (CAMERA,)):
+        return
+    if mode not in FROM_CAMERA:
+        modes = ", ".join(sorted(FROM_CAMERA))
+        raise ConfigError(
+            f"mode {mode} has no --source {CAMERA}", f"record the scan first: mode raw; these modes have it: {modes}"
+        )
+    if "interval" in given:
+        raise ConfigError(f"--interval has no effect with --source {CAMERA}", "leave it out: the camera sets the pace")
+    if producers_here:
+        raise ConfigError(
+            f"--producers-here has no effect with --source {CAMERA}",
+            "leave it out: the camera pushes to producers that run already (mpistream produce --camera)",
+        )
 
 
 def named_references(options: Mapping[str, Any]) -> dict[ReferenceKind, str]:
@@ -98,6 +121,8 @@ def _reference(option: str, value: str) -> str:
 
 
 def _absolute_source(mode: Mode, source: str) -> str:
+    if source == CAMERA:
+        return source
     scheme, _, place = source.partition(":")
     if scheme == "raw" and place:
         path, question, options = place.partition("?")

@@ -62,6 +62,8 @@ def session_of(run: BatchRun) -> Session | None:
 
 def needed_session(run: BatchRun) -> Session:
     """Raises ConfigError where the session was never started: nothing would ever be announced in it."""
+    if not run.order.session:
+        raise ConfigError(f"mode {run.order.mode} needs a session", "give --session NAME")
     session = session_of(run)
     if session is None:
         raise ConfigError(f"there is no session {run.order.session}", known_sessions(run.sessions))

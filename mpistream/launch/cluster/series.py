@@ -8,9 +8,10 @@ from uuid import UUID
 
 from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
+from mpistream.launch.cluster.mode_options import CAMERA
 from mpistream.launch.cluster.programs import Scans, is_whole, request_scan
 from mpistream.launch.cluster.record import say
-from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, known_scan, wait_until_served
+from mpistream.launch.cluster.scan_work import NotBegun, announce_scan, follow_scan, known_scan, wait_until_served
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.errors import ConfigError, ScanFailed, StorageError
 from mpistream.storage.series import write_series
@@ -42,7 +43,7 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
                 due += interval_seconds
             yield request_scan(run, scans, _filled(scans.source, index=index), path, time_index=index)
 
-    ends = _one_behind_the_other(run, requests(), _AHEAD)
+    ends = _one_behind_the_other(run, requests(), _ahead(scans, number, _AHEAD))
     datasets = [Path(end.summary.dataset) for end in ends.values() if end is not None]
     if is_joined and datasets:
         say(f"joining {len(datasets)} scans in {scans.output}")
@@ -61,12 +62,17 @@ def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> P
             source = _filled(scans.source, index=index, tilt=_Degrees(tilt))
             yield request_scan(run, scans, source, path, tilt_index=index, tilt_degrees=tilt)
 
-    ends = _one_behind_the_other(run, requests(), 0)
+    ends = _one_behind_the_other(run, requests(), _ahead(scans, len(tilts_degrees), 0))
     index_path = scans.output / "tilts.h5"
     if any(ends.values()):
         write_tilt_index(paths, tilts_degrees, index_path, scans.overwrite or run.allocation.restarts > 0)
         say(f"the index of all tilts: {index_path}")
     return _end_of_all(ends, len(tilts_degrees), scans.output)
+
+
+def _ahead(scans: Scans, number: int, otherwise: int) -> int:
+    """The camera waits for nobody: all of its scans are expected from the beginning, in their order."""
+    return number if scans.source == CAMERA else otherwise
 
 
 def _make_folder(folder: Path) -> None:
@@ -87,6 +93,9 @@ def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead:
         index, uid = announced.popleft()
         try:
             ends[index] = follow_scan(run, uid)
+        except NotBegun as failure:
+            say(f"the series ends before scan {index}: {failure.message}; {failure.remedy}")
+            announced.clear()
         except ScanFailed as failure:
             say(f"scan {index} of the series, {uid}, has no dataset: {failure.message}; {failure.remedy}")
             ends[index] = None
