@@ -19,6 +19,8 @@ from mpistream.storage.tilt_index import write_tilt_index
 
 #: So many scans of a series in time are announced ahead of the one that is under way: there is no gap between them.
 _AHEAD = 2
+#: So many scans of the camera are expected beside the one that is under way: each new one looks at all the others.
+_MOST_EXPECTED = 100
 
 #: Of each scan by its number: how it ended; None where it has no dataset.
 Ends = dict[int, ScanEnd | None]
@@ -71,8 +73,8 @@ def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> P
 
 
 def _ahead(scans: Scans, number: int, otherwise: int) -> int:
-    """The camera waits for nobody: all of its scans are expected from the beginning, in their order."""
-    return number if scans.source == CAMERA else otherwise
+    """The camera waits for nobody: its scans are expected from the beginning, in their order."""
+    return min(number, _MOST_EXPECTED) if scans.source == CAMERA else otherwise
 
 
 def _make_folder(folder: Path) -> None:
