@@ -43,7 +43,7 @@ mpistream="$HOME/mpistream/.venv/bin/mpistream"
 datasets=/pscratch/sd/u/USER/SESSION
 
 options=()
-# The frames to calibrate from: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS.
+# The frames to calibrate from: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS; camera: what it pushes next.
 frames=files:/pscratch/sd/u/USER/sectors
 options+=(--source "$frames")
 

@@ -42,7 +42,7 @@ mpistream="$HOME/mpistream/.venv/bin/mpistream"
 datasets=/pscratch/sd/u/USER/SESSION
 
 options=()
-# The frames of the dark scan: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS?electrons=0.
+# The frames of the dark scan: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS?electrons=0, camera.
 frames=files:/pscratch/sd/u/USER/dark-sectors
 options+=(--source "$frames")
 

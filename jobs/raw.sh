@@ -40,7 +40,7 @@ config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
 
 options=()
-# The frames: files:DIR, sim:ROWSxCOLUMNS.
+# The frames: files:DIR, sim:ROWSxCOLUMNS; camera: what it pushes next.
 frames=files:/pscratch/sd/u/USER/sectors
 options+=(--source "$frames")
 

@@ -39,7 +39,7 @@ config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
 
 options=()
-# The frames: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS.
+# The frames: files:DIR, raw:FILE.h5, sim:ROWSxCOLUMNS; camera: what it pushes next.
 frames=files:/pscratch/sd/u/USER/sectors
 options+=(--source "$frames")
 

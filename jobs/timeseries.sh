@@ -40,7 +40,7 @@ config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
 
 options=()
-# The frames of each scan; {index} stands for its number, from 0 on.
+# The frames of each scan; {index} stands for its number, from 0 on; or camera.
 frames='files:/pscratch/sd/u/USER/series/{index}'
 options+=(--source "$frames")
 

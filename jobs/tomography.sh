@@ -40,7 +40,7 @@ config=/pscratch/sd/u/USER/mpistream.toml
 mpistream="$HOME/mpistream/.venv/bin/mpistream"
 
 options=()
-# The frames of each scan; {tilt} stands for its angle, {index} for its number, from 0 on.
+# The frames of each scan; {tilt} stands for its angle, {index} for its number; or camera.
 frames='files:/pscratch/sd/u/USER/tilts/{tilt}'
 options+=(--source "$frames")
 

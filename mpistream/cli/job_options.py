@@ -61,7 +61,7 @@ COMMON = [
 ]
 
 
-def _source(metavar: str = "files:DIR|raw:FILE.h5|sim:ROWSxCOLS", **more: Any) -> click.Option:
+def _source(metavar: str = "files:DIR|raw:FILE.h5|sim:ROWSxCOLS|camera", **more: Any) -> click.Option:
     return click.Option(["--source"], metavar=metavar, help="The frames.", **more)
 
 
@@ -96,7 +96,7 @@ OF_MODE: dict[Mode, list[click.Parameter]] = {
     Mode.DARK: [_source(required=True), _NAME],
     Mode.CALIBRATE: [_source(required=True), _NAME, *_CALIBRATING],
     Mode.TIMESERIES: [
-        _source("SOURCE", required=True),
+        _source("SOURCE|camera", required=True),
         click.Option(["--scans"], type=click.IntRange(1), required=True, help="How many."),
         click.Option(["--interval"], type=click.FloatRange(0), help="Seconds from one's beginning to the next's."),
         _output("FILE.h5|DIR", required=True),
@@ -105,13 +105,13 @@ OF_MODE: dict[Mode, list[click.Parameter]] = {
         *_COUNTING,
     ],
     Mode.TOMOGRAPHY: [
-        _source("SOURCE", required=True),
+        _source("SOURCE|camera", required=True),
         click.Option(["--tilts"], required=True, metavar="START:STOP:STEP|LIST", help="Angles in degrees."),
         _output("DIR", required=True),
         _OVERWRITE,
         *_COUNTING,
     ],
-    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS", required=True), _output("FILE.h5", required=True), _OVERWRITE],
+    Mode.RAW: [_source("files:DIR|sim:ROWSxCOLS|camera", required=True), _output("FILE.h5", required=True), _OVERWRITE],
     Mode.REPLAY: [
         _source("files:DIR|raw:FILE.h5", required=True),
         click.Option(["--rate"], type=click.FloatRange(0, min_open=True), help="Frames per second."),

@@ -13,7 +13,7 @@ from mpistream.launch.cluster.batch_job import Surroundings, run_batch_job
 from mpistream.launch.cluster.batch_run import JobOrder, Program
 from mpistream.launch.cluster.benchmark import benchmark
 from mpistream.launch.cluster.course import Rules
-from mpistream.launch.cluster.mode_options import tilts_degrees
+from mpistream.launch.cluster.mode_options import check_camera, tilts_degrees
 from mpistream.launch.cluster.programs import Scans, filebased, live, single
 from mpistream.launch.cluster.references_made import calibrate, dark
 from mpistream.launch.cluster.series import timeseries, tomography
@@ -45,6 +45,7 @@ class _Asked:
     mode: Mode
     options: dict[str, Any]
     counting: dict[str, Any]
+    producers_here: bool = False
 
     def check(self) -> None:
         """Raises ConfigError for what is missing, or has no effect."""
@@ -56,6 +57,7 @@ class _Asked:
             surplus |= self.counting.keys()
         if surplus:
             raise ConfigError(f"{_as_options(sorted(surplus))} has no effect in mode {self.mode}", "leave it out")
+        check_camera(self.mode, self.options, self.producers_here)
         if self.mode is Mode.SINGLE and ("source" in self.options) != ("output" in self.options):
             raise ConfigError("--source and --output belong together", "give both, or neither: the session's next scan")
 
@@ -81,8 +83,7 @@ def _as_options(names: list[str]) -> str:
 
 
 def _program(asked: _Asked) -> Program:
-    """Everything that can be wrong with the options is found here, before anything is started."""
-    asked.check()
+    """Of checked options. What can be wrong beside them is found here, before anything is started."""
     options = asked.options
     match asked.mode:
         case Mode.LIVE:
@@ -114,7 +115,11 @@ def _figures_file(run: Any, asked: _Asked) -> Path:
 
 
 _MODE_OPTIONS = [
-    click.option("--source", metavar="SPEC", help="The frames; {index} and {tilt} are filled in for each scan."),
+    click.option(
+        "--source",
+        metavar="SPEC",
+        help="The frames; {index} and {tilt} are filled in for each scan; camera: what it pushes next.",
+    ),
     click.option("--output", type=click.Path(path_type=Path), metavar="FILE|FOLDER", help="What to write."),
     click.option("--overwrite", is_flag=True, default=None, help="Replace outputs that exist."),
     click.option("--name", help="dark, calibrate: the name that later scans use (ref:NAME)."),
@@ -176,7 +181,8 @@ def run(
     """
     given = {name: value for name, value in options.items() if value is not None}
     counting = {name: value for name, value in given.items() if name not in _NAMES}
-    asked = _Asked(Mode(mode), {name: given[name] for name in given.keys() & _NAMES}, counting)
+    asked = _Asked(Mode(mode), {name: given[name] for name in given.keys() & _NAMES}, counting, producers_here)
+    asked.check()
     if asked.mode is Mode.REPLAY and "rate" in asked.options:
         source = asked.options["source"]
         asked.options["source"] = f"{source}{'&' if '?' in source else '?'}rate={asked.options['rate']:g}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mpistream.cli.status import readable_seconds, readable_time
+from mpistream.cli.status import expected_lines, readable_seconds, readable_time
 from mpistream.launch.session_history import SessionScan, SessionView
 from mpistream.model.session import BatchJob, BatchJobState, Session
 
@@ -57,6 +57,8 @@ def print_session(view: SessionView) -> None:
     for scan in view.scans:
         for line in _scan_lines(scan):
             click.echo(line)
+    for line in expected_lines(view.expected):
+        click.echo(line)
     for job in view.jobs:
         for line in _job_lines(job):
             click.echo(line)
@@ -147,6 +149,7 @@ def session_as_json(view: SessionView) -> dict[str, Any]:
         "stop": None if view.stop is None else view.stop.model_dump(mode="json"),
         "states": {str(state): number for state, number in view.states.items()},
         "scans": [_scan_as_json(scan) for scan in view.scans],
+        "expected": [scan.model_dump(mode="json") for scan in view.expected],
         "jobs": [job.model_dump(mode="json") for job in view.jobs],
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from mpistream.cli.options import config_option, folder_option, running_config
+from mpistream.control.expected_scans import ExpectedScan
 from mpistream.control.run_state import ScanState
 from mpistream.launch.diagnosis import problems
 from mpistream.launch.inspection import DeploymentView, JobView, ProcessView, ScanView, look
@@ -48,6 +50,7 @@ def _as_json(view: DeploymentView) -> dict[str, Any]:
     return {
         **asdict(view),
         "scans": [scan_as_json(scan) for scan in view.scans],
+        "expected": [scan.model_dump(mode="json") for scan in view.expected],
         "table": None if table is None else {"version": table.version, "ranks": len(table.ranks)},
     }
 
@@ -60,6 +63,8 @@ def _print_view(view: DeploymentView) -> None:
             click.echo(line)
     if not view.scans:
         click.echo("scan         none")
+    for line in expected_lines(view.expected):
+        click.echo(line)
     for job in view.jobs:
         _print_job(job)
     for producer in view.producers:
@@ -86,6 +91,17 @@ def scan_lines(scan: ScanView) -> list[str]:
     lines.append(f"             {scan.source} -> {scan.output if has_dataset else 'no dataset'}")
     if scan.state.is_final and scan.state is not ScanState.COMMITTED:
         lines.append(f"             {scan.reason}")
+    return lines
+
+
+def expected_lines(expected: Sequence[ExpectedScan]) -> list[str]:
+    """What batch jobs wait for: the camera's next scans, in their order."""
+    lines = []
+    for scan in expected:
+        labels = ", ".join(f"{name} {value}" for name, value in scan.labels.items() if name != "batch_job")
+        ends_by = f", until {readable_time(scan.until_unix_seconds)}" if scan.until_unix_seconds else ""
+        waited = readable_seconds(time.time() - scan.since_unix_seconds)
+        lines.append(f"expected     {scan.in_words}{', ' + labels if labels else ''}; for {waited}{ends_by}")
     return lines
 
 

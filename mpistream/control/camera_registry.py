@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from mpistream.control.coordination import Change, Coordination, Watch
+from mpistream.control.expected_scans import ExpectedScan, ExpectedScans, expected_key, holder_key
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.model.scan import ScanRecord
 
@@ -66,10 +67,11 @@ class CameraRegistry:
 
     def __init__(self, coordination: Coordination) -> None:
         self._etcd = coordination
+        self.expected = ExpectedScans(coordination)
 
-    def announce(self, generation: int, record: ScanRecord) -> bool:
+    def announce(self, generation: int, record: ScanRecord, taken: ExpectedScan | None = None) -> bool:
         """Announces the ``generation``-th scan of its number, unless somebody has. False where its session has been
-        stopped: then nothing is written.
+        stopped, or where ``taken``, which it takes from who expects it, is expected no longer: then nothing is written.
         """
         scan = f"scans/{record.uid}/"
         values = {
@@ -77,7 +79,12 @@ class CameraRegistry:
             scan + "state": ScanStatus(ScanState.ANNOUNCED, time.time()).to_json(),
             scan + "record": record.model_dump(mode="json"),
         }
-        written = self._etcd.create_all(values, without=[f"sessions/{record.session}/stop"])
+        written = self._etcd.create_all(
+            values,
+            without=[f"sessions/{record.session}/stop"] if record.session else [],
+            beside=[holder_key(taken.holder)] if taken else [],
+            instead_of=[expected_key(taken.uid)] if taken else [],
+        )
         return written or self._etcd.get(f"camera/{record.scan_number}/{generation}/scan") is not None
 
     def write_ended(self, scan_number: int, generation: int, sector: int, how: str) -> None:

@@ -137,15 +137,24 @@ class EtcdClient:
         with self._translated():
             return bool(self._client.put_if_not_exists(self.prefix + key, as_text(value)))
 
-    def create_all(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> bool:
+    def create_all(
+        self,
+        values: Mapping[str, Any],
+        without: Sequence[str] = (),
+        beside: Sequence[str] = (),
+        instead_of: Sequence[str] = (),
+    ) -> bool:
         """As ``create`` for several keys at once: all are written, or, where one of them, or a key of ``without``,
-        exists, none.
+        exists, none; nor where one of ``beside`` or ``instead_of`` does not. Those of ``instead_of`` are deleted.
         """
         conditions = self._client.transactions
         with self._translated():
             absent = [conditions.version(self.prefix + key) == 0 for key in (*values, *without)]
+            there = [conditions.version(self.prefix + key) > 0 for key in (*beside, *instead_of)]
             writes = [conditions.put(self.prefix + key, as_text(value)) for key, value in values.items()]
-            return bool(self._client.transaction(compare=absent, success=writes, failure=[])[0])
+            deletions = [conditions.delete(self.prefix + key) for key in instead_of]
+            done = self._client.transaction(compare=absent + there, success=writes + deletions, failure=[])
+            return bool(done[0])
 
     def replace(self, key: str, expected: Any, value: Any, lease: "etcd3.Lease | None" = None) -> bool:
         """Writes ``value`` only where ``expected`` stands; False otherwise."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from mpistream.control.coordination import Change, Coordination, Registration, Watch
+from mpistream.control.expected_scans import ExpectedScans
 from mpistream.control.process_identity import this_process
 from mpistream.control.run_state import TRANSITIONS, ScanState, ScanStatus, keeps_journals
 from mpistream.model.errors import CoordinationError, MpistreamError
@@ -82,6 +83,7 @@ class Registry:
     def __init__(self, coordination: Coordination, lease_seconds: int) -> None:
         self._etcd = coordination
         self.lease_seconds = lease_seconds
+        self.expected = ExpectedScans(coordination)
 
     # processes, leased
 

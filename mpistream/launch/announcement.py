@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -52,7 +52,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
     draft, notes = draft_count(request, config)
     check_window(config, draft)
     streamed = {
-        "journals": _journals(draft, config, request.recording),
+        "journals": journal_folder(Path(draft.output), draft.uid, config, request.recording),
         "durability": Durability(config.journal.durability),
         "recording": request.recording,
     }
@@ -64,16 +64,7 @@ def draft_scan(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[
 
 def draft_count(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple[str, ...]]:
     """The same for one that is counted by processes that read the source themselves: without journals."""
-    counting = _uncounted(request) if request.recording else request.counting
-    used = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
-    inputs = [Path(path) for path in used if path is not None]
-    check_no_names(*inputs)
-    inputs += files_of_source(request.source)
-    check_targets([request.output.absolute()], request.overwrite, inputs)
-    threshold_notes: tuple[str, ...] = ()
-    if request.thresholds is not None:
-        counting, threshold_notes = with_saved_thresholds(counting, request.thresholds)
-    References.load(counting)  # for what is wrong with them
+    counting, counting_notes = checked_counting(request, files_of_source(request.source))
     draft, notes = record_of_source(
         request.source,
         config.stream.block_frames,
@@ -92,12 +83,32 @@ def draft_count(request: ScanRequest, config: Config) -> tuple[ScanRecord, tuple
             "references": dict(request.references),
         }
     )
+    return draft, (*notes, *counting_notes)
+
+
+def checked_counting(
+    request: ScanRequest, source_files: Sequence[Path] = ()
+) -> tuple[CountingParameters, tuple[str, ...]]:
+    """What the scan is counted with, and notes for the user.
+
+    Raises MpistreamError for what is wrong with it, and where the output is there, or would replace an input.
+    """
+    counting = _uncounted(request) if request.recording else request.counting
+    used = (counting.dark, counting.gain, counting.pixel_mask, request.thresholds)
+    inputs = [Path(path) for path in used if path is not None]
+    check_no_names(*inputs)
+    check_targets([request.output.absolute()], request.overwrite, [*inputs, *source_files])
+    notes: tuple[str, ...] = ()
+    if request.thresholds is not None:
+        counting, notes = with_saved_thresholds(counting, request.thresholds)
+    References.load(counting)  # for what is wrong with them
     if counting.background is not None and counting.background < 0:
-        notes += (
+        warning = (
             f"with a background below 0 ({counting.background:g} ADU) pixels that it leaves out can count as "
-            "electrons, and counting takes 50 times as long",
+            "electrons, and counting takes 50 times as long"
         )
-    return draft, (*notes, *threshold_notes)
+        notes = (warning, *notes)
+    return counting, notes
 
 
 def check_no_names(*paths: str | Path | None) -> None:
@@ -128,12 +139,11 @@ def _uncounted(request: ScanRequest) -> CountingParameters:
     return UNCOUNTED
 
 
-def _journals(draft: ScanRecord, config: Config, recording: bool) -> str:
-    """The folder for the scan's journals, which its ranks make. Raises StorageError.
+def journal_folder(output: Path, uid: UUID, config: Config, recording: bool) -> str:
+    """The folder for the journals of scan ``uid``, which its ranks make. Raises StorageError.
 
     That of a recording lies beside its output: its file is filled there, and gets another name at the end.
     """
-    output = Path(draft.output)
     folder = Path(config.journal.directory) if config.journal.directory and not recording else output.parent
     if not folder.is_dir():
         raise StorageError(f"the folder for journals {folder} does not exist", f"make it: mkdir -p {folder}")
@@ -141,7 +151,7 @@ def _journals(draft: ScanRecord, config: Config, recording: bool) -> str:
         raise StorageError(
             f"the folder for journals {folder} is not writable", "change its permissions, or [journal] directory"
         )
-    return str(folder / f"{output.name}.journal.{draft.uid.hex}")
+    return str(folder / f"{output.name}.journal.{uid.hex}")
 
 
 def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:
@@ -149,13 +159,17 @@ def announce(registry: Registry, draft: ScanRecord) -> ScanRecord:
     another scan that has not ended is to have the output's name.
     """
     check_present(registry, draft.direct)
-    for uid, other in read_scans(registry).items():
-        is_same = other.facts.is_unfinished and other.facts.target == draft.output
-        if is_same and uid != draft.uid and not draft.overwrite:
-            raise StorageError(
-                f"{draft.output} is the output of scan {uid}, which has not ended",
-                "give another output; or end that scan: mpistream scan abort",
-            )
+    check_nobody_writes(registry, draft.output, draft.uid, draft.overwrite)
     record = draft.model_copy(update={"announced_unix_seconds": time.time()})
     registry.announce(record)
     return record
+
+
+def check_nobody_writes(registry: Registry, output: str, own: UUID, overwrite: bool) -> None:
+    """Raises StorageError where a scan that has not ended, other than ``own``, is to have the output's name."""
+    for uid, other in read_scans(registry).items():
+        if other.facts.is_unfinished and other.facts.target == output and uid != own and not overwrite:
+            raise StorageError(
+                f"{output} is the output of scan {uid}, which has not ended",
+                "give another output; or end that scan: mpistream scan abort",
+            )

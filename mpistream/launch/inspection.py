@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from mpistream.control.expected_scans import ExpectedScan
 from mpistream.control.registry import AggregatorEntry, ProducerEntry, Registry
 from mpistream.control.run_state import ScanState
 from mpistream.control.scan_facts import ScanFacts
@@ -92,7 +93,9 @@ class ProcessView:
 
 @dataclass(frozen=True)
 class DeploymentView:
-    """Everything at one moment. ``scans``: those that have not ended, and before them the last one that has."""
+    """Everything at one moment. ``scans``: those that have not ended, and before them the last one that has;
+    ``expected``: what batch jobs expect of the camera, the next one first.
+    """
 
     deployment: str
     etcd: tuple[str, ...]
@@ -102,6 +105,7 @@ class DeploymentView:
     jobs: tuple[JobView, ...]
     producers: tuple[ProcessView, ...]
     aggregators: tuple[ProcessView, ...]
+    expected: tuple[ExpectedScan, ...] = ()
 
 
 def look(registry: Registry, config: Config) -> DeploymentView:
@@ -118,6 +122,7 @@ def look(registry: Registry, config: Config) -> DeploymentView:
         tuple(_jobs(registry, table, conductor)),
         tuple(_processes(registry, "producers", registry.producers())),
         tuple(_processes(registry, "aggregators", registry.aggregators())),
+        tuple(registry.expected.waiting()),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from mpistream.control.expected_scans import ExpectedScan
 from mpistream.control.registry import Registry
 from mpistream.control.run_state import ScanState, ScanStatus
 from mpistream.control.session_registry import SessionRegistry
@@ -41,12 +42,16 @@ class SessionScan:
 
 @dataclass(frozen=True)
 class SessionView:
-    """A session, everything that was announced in it, and its batch jobs in the order of their submission."""
+    """A session, everything that was announced in it, and its batch jobs in the order of their submission.
+
+    ``expected``: what these expect of the camera, the next one first.
+    """
 
     session: Session
     stop: SessionStop | None
     scans: tuple[SessionScan, ...]
     jobs: tuple[BatchJob, ...]
+    expected: tuple[ExpectedScan, ...] = ()
 
     @property
     def states(self) -> dict[ScanState, int]:
@@ -98,6 +103,7 @@ def _view(
         sessions.session_stop(session.name),
         tuple(_scan(registry, number, known[uid]) for number, (_, uid) in enumerate(own, 1)),
         tuple(job for job in jobs if job.session == session.name),
+        tuple(scan for scan in registry.expected.waiting() if scan.session == session.name),
     )
 
 

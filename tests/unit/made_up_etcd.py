@@ -111,13 +111,20 @@ class Client:
         self._reach()
         return self._write(key, value, key not in self.etcd.values)
 
-    def create_all(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> bool:
+    def create_all(
+        self,
+        values: Mapping[str, Any],
+        without: Sequence[str] = (),
+        beside: Sequence[str] = (),
+        instead_of: Sequence[str] = (),
+    ) -> bool:
         self._reach()
         absent = not any(key in self.etcd.values for key in (*values, *without))
-        for key, value in values.items() if absent else ():
+        may_be = absent and all(key in self.etcd.values for key in (*beside, *instead_of))
+        for key, value in (*values.items(), *((key, None) for key in instead_of)) if may_be else ():
             self.etcd.write(key, value)
         self._after_call()
-        return absent
+        return may_be
 
     def replace(self, key: str, expected: Any, value: Any) -> bool:
         self._reach()

@@ -230,12 +230,36 @@ def test_a_session_needs_a_name_that_can_be_a_files(session: str) -> None:
         ),
         (Mode.SINGLE, {"source": "sim:8x8", "output": "a.h5", "row_dark_level": 3.0}, "--row-dark-level belongs to"),
         (Mode.BENCHMARK, {"scan": "64"}, "--scan 64: '64' is no scan shape"),
+        (Mode.REPLAY, {"source": "camera", "output": "a.h5"}, "mode replay has no --source camera"),
+        (Mode.FILEBASED, {"source": ("camera",), "output": "a.h5"}, "mode filebased has no --source camera"),
+        (Mode.SINGLE, {"source": "camera"}, "--source and --output belong together"),
+        (
+            Mode.TIMESERIES,
+            {"source": "camera", "scans": 2, "interval": 1.0, "output": "a.h5"},
+            "--interval has no effect with --source camera",
+        ),
+        (Mode.RAW, {"source": "camera:5", "output": "a.h5"}, "'camera:5' is no source"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(mode: Mode, options: dict[str, object], message: str) -> None:
     with pytest.raises(MpistreamError, match=message) as raised:
         checked_options(mode, options)
     assert raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        (Mode.SINGLE, {"output": "a.h5"}),
+        (Mode.DARK, {"name": "a"}),
+        (Mode.CALIBRATE, {"name": "a"}),
+        (Mode.TIMESERIES, {"scans": 2, "output": "a.h5"}),
+        (Mode.TOMOGRAPHY, {"tilts": "0,1", "output": "t"}),
+        (Mode.RAW, {"output": "a.h5"}),
+    ],
+)
+def test_the_camera_is_a_source_as_it_is(mode: Mode, options: dict[str, object]) -> None:
+    assert checked_options(mode, {"source": "camera", **options})["source"] == "camera"
 
 
 def test_references_by_name_are_known_by_their_kinds() -> None:

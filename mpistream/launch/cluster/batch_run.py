@@ -18,6 +18,7 @@ from mpistream.launch.cluster.notices import Notices, Signals
 from mpistream.launch.cluster.record import JobRecord, say
 from mpistream.launch.cluster.scan_book import ScanBook
 from mpistream.launch.cluster.services import Services
+from mpistream.launch.expectation import Expecting
 from mpistream.model.config import Config
 from mpistream.model.errors import EtcdUnreachable, MpistreamError
 from mpistream.model.session import BatchJobState, JobStep, Mode
@@ -88,6 +89,7 @@ class BatchRun:
         self._services = services
         self._opened = ExitStack()
         self._book: ScanBook | None = None
+        self._expecting = Expecting(registry, allocation.number, order.mode) if registry is not None else None
         self._job = SupervisedMpiJob(order.command, registry, allocation, record, folder)
         self._job.is_interrupted = lambda: signals.told
         self._signals = signals
@@ -113,6 +115,12 @@ class BatchRun:
     def book(self) -> ScanBook:
         assert self._book is not None, f"mode {self.order.mode} has no scans"
         return self._book
+
+    @property
+    def expecting(self) -> Expecting:
+        """What the program expects of the camera, as long as it goes on."""
+        assert self._expecting is not None, f"mode {self.order.mode} has no scans"
+        return self._expecting
 
     @property
     def session_stopped(self) -> bool:
@@ -183,6 +191,8 @@ class BatchRun:
         except Exception as error:
             _log.exception("the program of mode %s failed", self.order.mode)
             failure = MpistreamError(f"the program failed: {error!r}", "the traceback stands in the job's log")
+        if self._expecting is not None:
+            self._expecting.close()
         self._program_ended = end is not None or failure is not None
         if self._program_ended:
             self._record.update(state=BatchJobState.FINISHING)

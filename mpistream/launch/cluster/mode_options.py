@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mpistream.acquisition.source import absolute_specification
-from mpistream.launch.cluster.series_sources import sources_of_tilts, sources_of_times
+from mpistream.launch.cluster.series_sources import CAMERA, sources_of_tilts, sources_of_times
 from mpistream.model.errors import ConfigError, SourceError
 from mpistream.model.geometry import ScanShape
 from mpistream.model.scan import CountingParameters
@@ -41,6 +41,9 @@ SESSION_FOLDER = frozenset({Mode.LIVE, Mode.SINGLE, Mode.DARK, Mode.CALIBRATE})
 #: Modes that have a session's name, and need no session.
 WITHOUT_SESSION = frozenset({Mode.FILEBASED, Mode.BENCHMARK})
 
+#: Modes that take the scan which the camera begins next.
+FROM_CAMERA = frozenset({Mode.SINGLE, Mode.DARK, Mode.CALIBRATE, Mode.TIMESERIES, Mode.TOMOGRAPHY, Mode.RAW})
+
 #: Options that take a reference by its name, and what kind it must be of.
 REFERENCE_OPTIONS = {
     "dark": ReferenceKind.DARK,
@@ -70,6 +73,7 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
         _check_shape(given["scan"])
     if "output" in given:
         given["output"] = str(Path(given["output"]).absolute())
+    check_camera(mode, given)
     if mode is Mode.FILEBASED:
         given["source"] = tuple(_files_to_copy(source) for source in given["source"])
     elif "source" in given:
@@ -87,6 +91,24 @@ def checked_options(mode: Mode, options: Mapping[str, Any]) -> dict[str, Any]:
     if mode is not Mode.TOMOGRAPHY and "each" not in given:
         _check_suffix(given.get("output"))
     return given
+
+
+def check_camera(mode: Mode, given: Mapping[str, Any], producers_here: bool = False) -> None:
+    """Raises ConfigError where the camera cannot be the source, or for what then has no effect."""
+    if given.get("source") not in (CAMERA, (CAMERA,)):
+        return
+    if mode not in FROM_CAMERA:
+        modes = ", ".join(sorted(FROM_CAMERA))
+        raise ConfigError(
+            f"mode {mode} has no --source {CAMERA}", f"record the scan first: mode raw; these modes have it: {modes}"
+        )
+    if "interval" in given:
+        raise ConfigError(f"--interval has no effect with --source {CAMERA}", "leave it out: the camera sets the pace")
+    if producers_here:
+        raise ConfigError(
+            f"--producers-here has no effect with --source {CAMERA}",
+            "leave it out: the camera pushes to producers that run already (mpistream produce --camera)",
+        )
 
 
 def named_references(options: Mapping[str, Any]) -> dict[ReferenceKind, str]:
@@ -120,6 +142,8 @@ def _reference(option: str, value: str) -> str:
 
 
 def _absolute_source(mode: Mode, source: str) -> str:
+    if source == CAMERA:
+        return source
     scheme, _, place = source.partition(":")
     if scheme == "raw" and place:
         path, question, options = place.partition("?")

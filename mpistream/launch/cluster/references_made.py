@@ -29,7 +29,9 @@ def dark(run: BatchRun, source: str, name: str) -> ProgramEnd:
     """A dark scan is recorded as it comes; what is made of it are the mean of every pixel and a mask of bad ones."""
     recording = _folder(run) / f"{name}_dark_{run.allocation.number}.recording.h5"
     request = request_scan(run, Scans(source, recording, recording=True), source, recording)
-    end = follow_scan(run, announce_scan(run, request))
+    uid = announce_scan(run, request)
+    end = follow_scan(run, uid)
+    announced = run.persist(lambda: run.registry.record(uid))
     block_frames = run.config.stream.block_frames
     record, notes = record_of_source(f"raw:{recording}", block_frames, CountingParameters())
     run.is_working = True
@@ -39,7 +41,11 @@ def dark(run: BatchRun, source: str, name: str) -> ProgramEnd:
     images = {ReferenceKind.DARK: found.mean, ReferenceKind.MASK: found.mask}
     paths = {kind: reference_path(run.sessions, kind, name, run.order.session) for kind in images}
     save_files({paths[kind]: partial(np.save, arr=image) for kind, image in images.items()}, overwrite=False)
-    about: dict[str, str | int | float] = {"source": source, "frames": found.frames, "scan": end.status.state.value}
+    about: dict[str, str | int | float] = {
+        "source": announced.source if announced else source,
+        "frames": found.frames,
+        "scan": end.status.state.value,
+    }
     for kind, path in paths.items():
         store_reference(run.sessions, kind, name, path, run.order.session, about)
     recording.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from mpistream.launch.announcement import ScanRequest
 from mpistream.launch.cluster.batch_run import DONE, FAILED, NOT_WHOLE, BatchRun, ProgramEnd
 from mpistream.launch.cluster.programs import Scans, check_session, is_whole, request_scan
 from mpistream.launch.cluster.record import say
-from mpistream.launch.cluster.scan_work import announce_scan, follow_scan, known_scan, wait_until_served
-from mpistream.launch.cluster.series_sources import sources_of_tilts, sources_of_times
+from mpistream.launch.cluster.scan_work import NotBegun, announce_scan, follow_scan, known_scan, wait_until_served
+from mpistream.launch.cluster.series_sources import CAMERA, sources_of_tilts, sources_of_times
 from mpistream.launch.scan_follower import ScanEnd
 from mpistream.model.errors import ScanFailed, StorageError
 from mpistream.storage.series import write_series
@@ -19,6 +19,8 @@ from mpistream.storage.tilt_index import write_tilt_index
 
 #: So many scans of a series in time are announced ahead of the one that is under way: there is no gap between them.
 _AHEAD = 2
+#: So many scans of the camera are expected beside the one that is under way: each new one looks at all the others.
+_MOST_EXPECTED = 100
 
 #: Of each scan by its number: how it ended; None where it has no dataset.
 Ends = dict[int, ScanEnd | None]
@@ -45,7 +47,7 @@ def timeseries(run: BatchRun, scans: Scans, number: int, interval_seconds: float
                 due += interval_seconds
             yield request_scan(run, scans, source, path, time_index=index)
 
-    ends = _one_behind_the_other(run, requests(), _AHEAD)
+    ends = _one_behind_the_other(run, requests(), _ahead(scans, number, _AHEAD))
     datasets = [Path(end.summary.dataset) for end in ends.values() if end is not None]
     if is_joined and datasets:
         say(f"joining {len(datasets)} scans in {scans.output}")
@@ -65,12 +67,17 @@ def tomography(run: BatchRun, scans: Scans, tilts_degrees: Sequence[float]) -> P
         for index, (tilt, source, path) in enumerate(zip(tilts_degrees, sources, paths, strict=True)):
             yield request_scan(run, scans, source, path, tilt_index=index, tilt_degrees=tilt)
 
-    ends = _one_behind_the_other(run, requests(), 0)
+    ends = _one_behind_the_other(run, requests(), _ahead(scans, len(tilts_degrees), 0))
     index_path = scans.output / "tilts.h5"
     if any(ends.values()):
         write_tilt_index(paths, tilts_degrees, index_path, scans.overwrite or run.allocation.restarts > 0)
         say(f"the index of all tilts: {index_path}")
     return _end_of_all(ends, len(tilts_degrees), scans.output)
+
+
+def _ahead(scans: Scans, number: int, otherwise: int) -> int:
+    """The camera waits for nobody: its scans are expected from the beginning, in their order."""
+    return min(number, _MOST_EXPECTED) if scans.source == CAMERA else otherwise
 
 
 def _make_folder(folder: Path) -> None:
@@ -91,6 +98,9 @@ def _one_behind_the_other(run: BatchRun, requests: Iterator[ScanRequest], ahead:
         index, uid = announced.popleft()
         try:
             ends[index] = follow_scan(run, uid)
+        except NotBegun as failure:
+            say(f"the series ends before scan {index}: {failure.message}; {failure.remedy}")
+            announced.clear()
         except ScanFailed as failure:
             say(f"scan {index} of the series, {uid}, has no dataset: {failure.message}; {failure.remedy}")
             ends[index] = None

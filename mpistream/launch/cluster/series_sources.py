@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from mpistream.acquisition.source import parse_specification
 from mpistream.model.errors import ConfigError
 
+#: As ``--source``: the scan that the camera begins next.
+CAMERA = "camera"
+
 
 def sources_of_times(source: str, scans: int) -> list[str]:
     """The source of each of ``scans`` scans, with {index} filled in, from 0 on; ``{index:03d}`` works as in Python.
@@ -28,6 +31,8 @@ class _Degrees(float):
 
 
 def _filled_in(source: str, values: Sequence[dict[str, float]]) -> list[str]:
+    if source == CAMERA:
+        return [CAMERA] * len(values)
     names = " or ".join(f"{{{name}}}" for name in values[0])
     try:
         sources = [source.format(**of_scan) for of_scan in values]

@@ -1,12 +1,16 @@
-"""What a scan that the camera has begun to send becomes: a scan of the session that is open, announced once."""
+"""What a scan that the camera has begun to send becomes: the one that a batch job expects, or a scan of the session
+that is open; announced once.
+"""
 
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mpistream.control.camera_registry import CameraRegistry
+from mpistream.control.expected_scans import ExpectedScan
 from mpistream.control.session_registry import SessionRegistry
 from mpistream.model.config import Config
 from mpistream.model.errors import ConfigError, CoordinationError, EtcdUnreachable, MpistreamError
@@ -48,6 +52,8 @@ class CameraScans:
         Raises EtcdUnreachable where it is to be tried again.
         """
         try:
+            if self._announce_expected(opening):
+                return ""
             session = self._open_session()
             if session is None:
                 return _NO_SESSION
@@ -59,6 +65,15 @@ class CameraScans:
         except (MpistreamError, CoordinationError) as error:
             return f"{error.message}; {error.remedy}" if error.remedy else error.message
         return ""
+
+    def _announce_expected(self, opening: Opening) -> bool:
+        """As the first of those that are expected; one that has been taken or withdrawn meanwhile is passed over, and
+        so is one of a session that was stopped.
+        """
+        return any(
+            self.registry.announce(opening.generation, expected_record(opening, expected, self.config), expected)
+            for expected in self.registry.expected.waiting()
+        )
 
     def _open_session(self) -> Session | None:
         """The one that was started last of those that are not stopped."""
@@ -96,32 +111,57 @@ class CameraAnnouncer:
 
 
 def record_of(opening: Opening, session: Session, counting: CountingParameters, config: Config) -> ScanRecord:
-    """The record of the scan. Whether its output can be written only the ranks can tell."""
+    """The record of a scan of ``session``. Whether its output can be written only the ranks can tell."""
     uid = uuid.uuid4()
     output = Path(session.folder) / f"scan_{opening.scan_number}_{uid.hex[:8]}.h5"
     journals = Path(config.journal.directory or session.folder) / f"{output.name}.journal.{uid.hex}"
-    frames = opening.rows * opening.columns * config.camera.frames_per_position
     return ScanRecord(
+        **_of_camera(opening, config),
         uid=uid,
-        scan_number=opening.scan_number,
-        rows=opening.rows,
-        columns=opening.columns,
-        source=_source(opening.scan_number, opening.generation, config),
-        encoding=Encoding(config.camera.layout),
-        first_frame=opening.first_frame,
-        last_frame=opening.first_frame + frames - 1,
-        block_frames=config.stream.block_frames,
-        direct=False,
         counting=counting,
         detectors=config.detectors.virtual,
         output=str(output),
         overwrite=False,
         journals=str(journals),
         durability=Durability(config.journal.durability),
-        announced_unix_seconds=time.time(),
         session=session.name,
         references=_references_of(session),
     )
+
+
+def expected_record(opening: Opening, expected: ExpectedScan, config: Config) -> ScanRecord:
+    """The record of a scan that a batch job expects: it has looked at everything that can be wrong with it."""
+    return ScanRecord(
+        **_of_camera(opening, config),
+        uid=expected.uid,
+        counting=expected.counting,
+        detectors=expected.detectors,
+        output=expected.output,
+        overwrite=expected.overwrite,
+        journals=expected.journals,
+        durability=expected.durability,
+        session=expected.session,
+        labels=expected.labels,
+        references=expected.references,
+        recording=expected.recording,
+    )
+
+
+def _of_camera(opening: Opening, config: Config) -> dict[str, Any]:
+    """What the camera says, and what the producers were told about it."""
+    frames = opening.rows * opening.columns * config.camera.frames_per_position
+    return {
+        "scan_number": opening.scan_number,
+        "rows": opening.rows,
+        "columns": opening.columns,
+        "source": _source(opening.scan_number, opening.generation, config),
+        "encoding": Encoding(config.camera.layout),
+        "first_frame": opening.first_frame,
+        "last_frame": opening.first_frame + frames - 1,
+        "block_frames": config.stream.block_frames,
+        "direct": False,
+        "announced_unix_seconds": time.time(),
+    }
 
 
 def _references_of(session: Session) -> dict[str, str]:
