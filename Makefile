@@ -35,8 +35,8 @@ demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KE
 	@$(BIN)/mpistream demo $(if $(KEEP),--keep)
 
 test: setup lint ## the tests, with real MPI, ZeroMQ, etcd, parallel HDF5 and Slurm (root: its nodes are namespaces)
-	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/slurm tests/mpi tests/system --numprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest tests/unit --numprocesses 2
+	$(BIN)/python -m pytest tests/slurm tests/mpi tests/system --numprocesses 4 --no-loadscope-reorder
 	$(BIN)/python -m pytest tests/faults
 
 lint: setup ## ruff (lint and format) and mypy

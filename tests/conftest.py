@@ -1,20 +1,25 @@
 """What holds for all tests."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-SLURM = Path(__file__).parent / "slurm"
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
 # Tests are not timed: machines are shared, and several tests run at once.
 settings.register_profile("mpistream", deadline=None)
 settings.load_profile("mpistream")
 
 
-@pytest.hookimpl(tryfirst=True)  # the plugin reads the groups in a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` a file's tests stay together, as do all that share the one Slurm."""
-    for item in items:
-        name = "slurm" if SLURM in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadFileScheduling":
+    """Where tests run in several processes, a file's tests stay together, as do all that share the one Slurm."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
