@@ -23,7 +23,7 @@ FAULT_TRIALS ?= 40
 FAULT_SEED ?= $(shell date +%s)
 SANITIZERS := address,undefined,float-cast-overflow
 
-.PHONY: help setup demo test lint fuzz faults jobs format clean
+.PHONY: help setup demo test test-cluster lint fuzz faults jobs format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -34,10 +34,13 @@ setup: $(VENV)/built ## system packages, the virtual environment .venv, the comp
 demo: setup ## a 64 x 65 scan streamed, counted, assembled, opened and shown (KEEP=1 keeps the sector files)
 	@$(BIN)/mpistream demo $(if $(KEEP),--keep)
 
-test: setup lint ## the tests, with real MPI, ZeroMQ, etcd, parallel HDF5 and Slurm (root: its nodes are namespaces)
+test: setup lint ## the tests, with real MPI, ZeroMQ, etcd, parallel HDF5 and Slurm; all but those of test-cluster
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/slurm tests/mpi tests/system --numprocesses 4 --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/slurm tests/mpi tests/system -m "not cluster" --numprocesses 2 --no-loadscope-reorder
 	$(BIN)/python -m pytest tests/faults
+
+test-cluster: setup ## batch jobs at length: every mode, time limits, requeues, dying nodes (as root; ten minutes)
+	$(BIN)/python -m pytest tests/slurm tests/system -m cluster --numprocesses 2 --no-loadscope-reorder
 
 lint: setup ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

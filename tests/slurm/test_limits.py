@@ -9,6 +9,7 @@ from tests.slurm.batch_jobs import Session, StartedScan, is_like_testbed_run, st
 from tests.slurm.cluster import Cluster
 from tests.system.command_line import wait_until
 
+pytestmark = pytest.mark.cluster
 FRAMES = 12 * 12
 
 

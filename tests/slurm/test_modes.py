@@ -14,6 +14,7 @@ from mpistream.model.session import Mode
 from tests.slurm.cluster import Cluster
 from tests.system.command_line import endpoint_in, etcdctl, wait_until
 
+pytestmark = pytest.mark.cluster
 SOURCE = "sim:8x8?electrons=50"
 THRESHOLDS = ("--background", 60, "--xray", 2000)
 END_SECONDS = 180

@@ -24,6 +24,7 @@ import socket
 from mpi4py import MPI
 print(socket.gethostname(), MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(1), flush=True)
 """
+pytestmark = pytest.mark.cluster
 SPANNING = ("srun", "--nodes=4", "--ntasks-per-node=2", "--mpi=pmix")
 
 
@@ -155,7 +156,8 @@ def test_nodes_without_mounts_of_their_own_work_too(tmp_path: Path) -> None:
     with second_testbed(tmp_path, PATH=path) as second:
         assert not json.loads((second.folder / "slurm" / "testbed.json").read_text())["own_mounts"]
         command = ("srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-c", ALLREDUCE)
-        assert sorted(second.run(*command).succeeded().stdout.splitlines()) == ["c1 0 4", "c1 1 4", "c2 2 4", "c2 3 4"]
+        done = second.run(*command).succeeded()
+        assert sorted(done.stdout.splitlines()) == ["c1 0 4", "c1 1 4", "c2 2 4", "c2 3 4"], done
         step = second.start("srun", "--nodes=2", "--ntasks-per-node=1", "sleep", 300)
         wait_until(lambda: set(second.states().values()) == {"mixed"}, 60, "a running step")
         end(second, step)

@@ -215,4 +215,4 @@ def test_where_the_camera_can_be_no_source_that_is_said(scope: CameraMicroscope,
         finish(scope.job_run(mode, "--source", "camera", *options)).failed_with(message)
     without_session = finish(scope.job_run("dark", "--source", "camera", "--name", "a"))
     assert without_session.status == 1
-    assert "mode dark needs a session; give --session NAME" in without_session.stdout
+    assert "a dark job needs a session; give --session NAME" in without_session.stdout

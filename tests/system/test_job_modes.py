@@ -14,6 +14,7 @@ from tests.system.command_line import finish
 from tests.system.datasets import same_bytes
 from tests.system.sector_writer import MadeUpScan
 
+pytestmark = pytest.mark.cluster
 DARK = "sim:6x6?electrons=0&seed=2"
 SMALL = "sim:6x6?electrons=200&seed=3"
 
