@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -251,6 +251,14 @@ def test_where_nobody_knows_it_is_said_how_to_look(
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.fixture
+def heeding_interrupts() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which has its children ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("sbatch_does", "squeue", "scancel", "cancels", "message"),
     [
@@ -267,6 +275,7 @@ def test_where_nobody_knows_it_is_said_how_to_look(
     ],
 )
 def test_an_interrupted_submission_leaves_no_job(
+    heeding_interrupts: None,
     stand_in: StandIn,
     registry: SessionRegistry,
     plan: JobPlan,
@@ -294,7 +303,9 @@ def test_an_interrupted_submission_leaves_no_job(
     assert registry.batch_jobs() == []
 
 
-def test_a_second_interruption_is_no_silence(stand_in: StandIn, registry: SessionRegistry, plan: JobPlan) -> None:
+def test_a_second_interruption_is_no_silence(
+    heeding_interrupts: None, stand_in: StandIn, registry: SessionRegistry, plan: JobPlan
+) -> None:
     stand_in.does("sbatch", f"{stand_in.takes}; kill -INT {os.getpid()}; exec sleep 60")
     stand_in.does("squeue", f"kill -INT {os.getpid()}; exec sleep 60")
     with pytest.raises(SchedulerError, match="may have been submitted, or not: interrupted"):
