@@ -166,7 +166,7 @@ def test_a_job_that_slurm_rejects_leaves_nothing(
 
 #: How sbatch may end without having said whether Slurm has the job; its message.
 UNCLEAR = [
-    ("exec sleep 60", "sbatch has not answered within 0.3 s"),
+    ("exec sleep 60", "sbatch has not answered within 1 s"),
     (
         "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1",
         "Socket timed out",
@@ -178,8 +178,8 @@ UNCLEAR = [
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands have a fraction of a second, and a job that is looked for, too."""
-    monkeypatch.setattr(slurm_commands, "_SUBMIT_SECONDS", 0.3)
+    """sbatch has a second, a job that is looked for a fraction of one."""
+    monkeypatch.setattr(slurm_commands, "_SUBMIT_SECONDS", 1.0)
     monkeypatch.setattr(submission, "_LOOK_SECONDS", 0.3)
     monkeypatch.setattr(submission, "_TURN_SECONDS", 0.05)
 
@@ -250,15 +250,18 @@ def test_where_nobody_knows_it_is_said_how_to_look(
     assert registry.batch_jobs() == []
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.fixture
-def heeding_interrupts() -> Iterator[None]:
-    """Also where the tests run in the background of a shell, which has its children ignore Ctrl-C."""
+def heeding_interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which has its children ignore Ctrl-C. That comes first,
+    however slow the machine.
+    """
+    monkeypatch.setattr(slurm_commands, "_SUBMIT_SECONDS", 30.0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     ("sbatch_does", "squeue", "scancel", "cancels", "message"),
     [
