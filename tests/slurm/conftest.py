@@ -12,7 +12,7 @@ from tests.slurm.cluster import NODES, Cluster
 from tests.system.command_line import CommandLine, nothing_is_left
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("slurm")
     with nothing_is_left(str(folder)):
@@ -28,7 +28,7 @@ def _why_not() -> str:
     return "" if subprocess.run(probe, capture_output=True).returncode == 0 else "namespaces cannot be made here"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm_testbed(slurm_place: Path) -> Iterator[Cluster]:
     """The testbed that all tests share. Whoever needs it idle takes ``cluster``."""
     if reason := _why_not():

@@ -27,7 +27,9 @@ LISTENING = ("etcd", "aggregator", "consumer")
 THRESHOLDS = ("--background", BACKGROUND, "--xray", XRAY)
 SETTLING_SECONDS = 2.0
 IDLE_SECONDS = 10.0
-IDLE_SHARE_OF_A_CORE = 0.08  # watches, leases and a look around now and then
+#: Watches, leases and a look around now and then: 0.06 on a quiet machine, twice that beside other tests. A single
+#: thread that polls takes more.
+IDLE_SHARE_OF_A_CORE = 0.25
 
 
 def is_open(endpoint: str) -> bool:
