@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 # Tests are not timed: machines are shared, and several tests run at once.
 settings.register_profile("mpistream", deadline=None)
 settings.load_profile("mpistream")
+
+# Tests send Ctrl-C, which a shell has everything ignore that it runs in the background, and what that starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadFileScheduling":

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -251,14 +251,9 @@ def test_where_nobody_knows_it_is_said_how_to_look(
 
 
 @pytest.fixture
-def heeding_interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Also where the tests run in the background of a shell, which has its children ignore Ctrl-C. That comes first,
-    however slow the machine.
-    """
+def patient_with_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an interruption comes first, however slow the machine."""
     monkeypatch.setattr(slurm_commands, "_SUBMIT_SECONDS", 30.0)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -278,7 +273,7 @@ def heeding_interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_an_interrupted_submission_leaves_no_job(
-    heeding_interrupts: None,
+    patient_with_sbatch: None,
     stand_in: StandIn,
     registry: SessionRegistry,
     plan: JobPlan,
@@ -307,7 +302,7 @@ def test_an_interrupted_submission_leaves_no_job(
 
 
 def test_a_second_interruption_is_no_silence(
-    heeding_interrupts: None, stand_in: StandIn, registry: SessionRegistry, plan: JobPlan
+    patient_with_sbatch: None, stand_in: StandIn, registry: SessionRegistry, plan: JobPlan
 ) -> None:
     stand_in.does("sbatch", f"{stand_in.takes}; kill -INT {os.getpid()}; exec sleep 60")
     stand_in.does("squeue", f"kill -INT {os.getpid()}; exec sleep 60")
